@@ -20,9 +20,9 @@ from policy_server.files.atomic import write_whole
 from policy_server.http_server.hot_protocol import HotHttpProtocol
 from policy_server.http_server.joined_writes import JoinedWrites
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
+from policy_server.serving.counted_backend import CountedBackend
 from policy_server.serving.questions import SingleCall
 from policy_server.serving.scheduler import Scheduler
-from policy_server.serving.version import _CountedBackend
 from policy_server.web import Application
 from policy_server.web.answering import PolicyAnswering
 
@@ -37,7 +37,7 @@ STEPS: dict[str, tuple[tuple[type, str], ...]] = {
     ),
     "the call, all of it": ((Scheduler, "_start_calls"),),
     "the row as an array": ((SingleCall, "inputs"),),
-    "the policy: network, draw, probability, counts": ((_CountedBackend, "infer_at_once"),),
+    "the policy: network, draw, probability, counts": ((CountedBackend, "infer_at_once"),),
     "JSON": ((PolicyAnswering, "render"),),
     "write to the socket, which wakes the client": ((JoinedWrites, "write_whole"),),
 }

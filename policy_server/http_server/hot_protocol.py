@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -196,7 +197,10 @@ class HotHttpProtocol(LimitedHttpProtocol):
                 return
             start = end + known.length
             if start > size:
-                self._awaited, self._body = known, bytearray(data[end:])
+                # The client's own times count from the head.
+                own = known.own.with_head_at(time.perf_counter())
+                self._awaited = KnownHead(known.route, known.length, own)
+                self._body = bytearray(data[end:])
                 self._body_bytes = size - end
                 self._moves += 1
                 return

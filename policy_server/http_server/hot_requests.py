@@ -27,6 +27,8 @@ class OwnParts(NamedTuple):
         step: the header `x-step`; None for none.
         previous_reward: the header `x-previous-reward` as it was sent; None for none.
         previous_action: the header `x-previous-action` as it was sent; None for none.
+        head_came: when the head had come, by `time.perf_counter`, where its body came later; None
+            where the request came whole.
     """
 
     request_id: str = ""
@@ -36,6 +38,15 @@ class OwnParts(NamedTuple):
     step: int | None = None
     previous_reward: str | None = None
     previous_action: str | None = None
+    head_came: float | None = None
+
+    def with_head_at(self, moment: float) -> OwnParts:
+        """Return the parts of a request whose body is still to come.
+
+        Args:
+            moment: when its head had come, by `time.perf_counter`.
+        """
+        return self._replace(head_came=moment)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -100,14 +100,21 @@ class SendingBackend(PolicyBackend, Protocol):
     """A backend that can send a call, and tell of its answer without a task of the event loop's."""
 
     def send(
-        self, inputs: PolicyInputs, answered: Callable[[PolicyOutputs | Exception | None], None]
+        self,
+        inputs: PolicyInputs,
+        answered: Callable[[PolicyOutputs | Exception | None], None],
+        *,
+        within_s: float,
     ) -> bool:
         """Send a call, if that is possible at once.
 
         Args:
             inputs: the observations, and the options of each.
             answered: is called once, in a later turn of the event loop, with what `infer` returns
-                or raises; with None if the call was lost and has to be made by `infer`.
+                or raises; with None if the call was lost and has to be made by `infer`. It raises
+                nothing.
+            within_s: the call is given up after so many seconds, with an `OverloadedError`: nobody
+                else ends one that never comes back.
 
         Returns:
             Whether the call was sent; if not, `answered` is never called.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -183,6 +184,8 @@ class EpisodeSteps:
     memory: EpisodeMemory
     asked: _Step | None = None
     _waiting: deque[_Step] = field(default_factory=deque)
+    # Holds the scheduler open while steps wait: their version may be unloaded meanwhile.
+    _hold: ExitStack = field(default_factory=ExitStack)
 
     def ask(self, asked: Waiting, stated: StatedStep = NOTHING_STATED) -> Waiting:
         """Ask for the answer of the next step; see `Scheduler.put`.
@@ -197,13 +200,19 @@ class EpisodeSteps:
 
         Raises:
             ObservationError: if the policy takes more of the step before than is known.
+            NotReadyError: if the version is being unloaded.
             PolicyServerError: as the scheduler raised it.
         """
         step = _Step(asked, stated, self)
+        scheduler = self.memory.version.scheduler
         if self.asked is None:
             self._ask(step)
-        else:
-            self._waiting.append(step)
+            return step
+        # Steps that come now would keep a version that is unloaded for as long as they come.
+        scheduler.check_open()
+        if not self._waiting:
+            self._hold.enter_context(scheduler.held())
+        self._waiting.append(step)
         return step
 
     def go_on(self, ended: _Step) -> None:
@@ -215,16 +224,20 @@ class EpisodeSteps:
         if ended is not self.asked:
             return
         self.asked = None
+        if not self._waiting:
+            return
         while self._waiting and self.asked is None:
             step = self._waiting.popleft()
             if step.is_done:
                 continue
             try:
-                self._ask(step)
+                self._ask(step, was_accepted=True)
             except Exception as error:
                 step.fail(PolicyFailedError.of(error))
+        if not self._waiting:
+            self._hold.close()
 
-    def _ask(self, step: _Step) -> None:
+    def _ask(self, step: _Step, *, was_accepted: bool = False) -> None:
         self.memory.prepare(step.question, step.stated)
-        self.memory.version.scheduler.put(step)
+        self.memory.version.scheduler.put(step, was_accepted=was_accepted)
         self.asked = step

@@ -87,14 +87,18 @@ class Scheduler:
     There is no delay: an idle backend is called at once. Made in the event loop that uses it.
     """
 
-    def __init__(self, backend: PolicyBackend, limits: Limits, metrics: PolicyMetrics) -> None:
+    def __init__(
+        self, backend: PolicyBackend, limits: Limits, metrics: PolicyMetrics, *, label: str = ""
+    ) -> None:
         """Own the queue in front of a backend, until `aclose`.
 
         Args:
             backend: computes the policy.
             limits: how much may wait, and for how long.
             metrics: counts calls, waits and refusals.
+            label: the name of the policy version, for errors; empty for none.
         """
+        self._label = label
         self._backend = backend
         # Python 3.11 asks the kernel for the process's id with each look for the running loop.
         self._loop = asyncio.get_running_loop()
@@ -174,18 +178,28 @@ class Scheduler:
         self.put(waiting)
         return waiting.future
 
-    def put(self, waiting: Waiting) -> None:
+    def check_open(self) -> None:
+        """Refuse a question that would have to wait for others before it is put into the queue.
+
+        Raises:
+            NotReadyError: if the scheduler is closed.
+        """
+        if self._is_closed:
+            self._refuse_closed()
+
+    def put(self, waiting: Waiting, *, was_accepted: bool = False) -> None:
         """Put a question into the queue; what waits is told of its answer or its error.
 
         Args:
             waiting: the question, which is asked for the first time.
+            was_accepted: whether it was accepted before, by somebody who holds the scheduler open.
 
         Raises:
             OverloadedError: if the queue is full, or too slow for the wait that is allowed.
             DeadlineError: if the question's own deadline has passed.
             NotReadyError: if the scheduler is closed.
         """
-        if self._is_closed:
+        if self._is_closed and not was_accepted:
             self._refuse_closed()
         places = self._places
         if places.taken >= self._room:
@@ -232,7 +246,11 @@ class Scheduler:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the scheduler open for the calls of a batch while its body is still read."""
+        """Hold the scheduler open for what was accepted and comes later.
+
+        Such as the calls of a batch whose body is still read, or an episode's steps that wait for
+        those before them.
+        """
         self._holders += 1
         try:
             yield
@@ -286,7 +304,11 @@ class Scheduler:
 
     def _refuse_closed(self) -> NoReturn:
         self._metrics.count_rejected("shutdown")
-        raise NotReadyError("the server is shutting down; try another one")
+        if not self._label:
+            raise NotReadyError("the server is shutting down; try another one")
+        raise NotReadyError(
+            f"version {self._label} is being unloaded, or the server is shutting down; try again"
+        )
 
     @property
     def _calls(self) -> set[asyncio.Future[None]]:
@@ -304,7 +326,10 @@ class Scheduler:
 
     def _forget_abandoned(self) -> None:
         """Drop the questions whose requests have gone: a call that hangs takes none of them out."""
-        self._waiting = deque(item for item in self._waiting if item.is_wanted())
+        kept = [item for item in self._waiting if item.is_wanted()]
+        # In place: whoever takes questions out may have one fail, which another one follows.
+        self._waiting.clear()
+        self._waiting.extend(kept)
 
     def _sweep(self) -> None:
         """Fail the questions that waited too long; one timer for all is cheaper than one each."""
@@ -380,8 +405,10 @@ class Scheduler:
             ended.set_result(None)
             self._take(call, outcome, started)
 
+        within_s = call.deadline - self._loop.time()
         try:
-            if not self._sending.send(call.inputs(self._backend.signature), answered):
+            inputs = call.inputs(self._backend.signature)
+            if not self._sending.send(inputs, answered, within_s=within_s):
                 return False
         except Exception as error:
             self._start(call, self._single_calls, error)

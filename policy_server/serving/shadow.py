@@ -155,34 +155,44 @@ class Shadow:
     async def _work(self) -> None:
         try:
             while self._copies:
-                first = self._copies[0].version
-                copies: list[_Copy] = []
-                while self._copies and len(copies) < _COPIES_A_CALL:
-                    if self._copies[0].version is not first:
-                        break
-                    copies.append(self._copies.popleft())
+                copies = self._next_call()
                 started = time.perf_counter()
-                await self._ask(first, copies)
+                await self._ask(copies[0].version, copies)
                 self._count_dropped()
                 taken = time.perf_counter() - started
                 await asyncio.sleep(taken * (1 / _SHARE_OF_TIME - 1))
         finally:
             self._task = None
 
-    async def _ask(self, answering: PolicyVersion, copies: list[_Copy]) -> None:
-        """Ask the shadow about some questions, and compare."""
+    def _next_call(self) -> list[_Copy]:
+        """Take the copies of the next call out: of one version, and with rows of one width."""
+        first = self._copies[0]
+        copies: list[_Copy] = []
+        while self._copies and len(copies) < _COPIES_A_CALL:
+            item = self._copies[0]
+            is_alike = len(item.question.row) == len(first.question.row)
+            if item.version is not first.version or not is_alike:
+                break
+            copies.append(self._copies.popleft())
+        return copies
+
+    def _inputs(self, copies: list[_Copy]) -> PolicyInputs:
         signature = self.version.signature
         dtype: type[np.floating[Any]] = signature.row_dtype
         rows: Float32Array | Float64Array = np.array([item.question.row for item in copies], dtype)
-        inputs = PolicyInputs.of_rows(
+        return PolicyInputs.of_rows(
             rows,
             signature,
             is_deterministic=np.ones(len(rows), np.bool_),
             seeds=np.full(len(rows), NO_SEED),
             wants_distribution=True,
         )
-        started = time.perf_counter()
+
+    async def _ask(self, answering: PolicyVersion, copies: list[_Copy]) -> None:
+        """Ask the shadow about some questions, and compare."""
         try:
+            inputs = self._inputs(copies)
+            started = time.perf_counter()
             async with asyncio.timeout(_TIMEOUT_S):
                 outputs = await self.version.backend.infer(inputs)
             self._compare(answering, copies, outputs, time.perf_counter() - started)

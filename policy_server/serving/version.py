@@ -6,13 +6,9 @@ import asyncio
 import functools
 import json
 import logging
-import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-
-import numpy as np
 
 from policy_server.distributions.action_distribution import ActionDistribution
 from policy_server.errors import (
@@ -28,15 +24,13 @@ from policy_server.policy import (
     ANSWER_KINDS,
     NO_SEED,
     AnswerKind,
-    ImmediateBackend,
     LosableBackend,
     PolicyBackend,
-    PolicyInputs,
-    PolicyOutputs,
     PolicySignature,
 )
 from policy_server.prediction_log import PredictionLog
 from policy_server.schema import ServerSchema, number_range, schema_digest
+from policy_server.serving.counted_backend import VersionRecord, counted
 from policy_server.serving.previous_step import PreviousStep
 from policy_server.serving.questions import Answer, Question
 from policy_server.serving.scheduler import Limits, Scheduler
@@ -49,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 _EXAMPLE_SEED = 0
 _WITHOUT_MEMORY = (b"x-policy-memory", b"none")
-_LATEST_CALLS = 256
-_FEWEST_CALLS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,41 +58,6 @@ class OpenedPolicy:
     backend: PolicyBackend
     digest: str = ""
     schema: ServerSchema | None = None
-
-
-class VersionRecord:
-    """How a version has answered so far.
-
-    Attributes:
-        asked: how many observations it was asked.
-        failed: how many of them were in calls that failed.
-    """
-
-    def __init__(self) -> None:
-        """Own the times of the latest calls, for as long as the version is loaded."""
-        self.asked = 0
-        self.failed = 0
-        self._seconds: deque[float] = deque(maxlen=_LATEST_CALLS)
-
-    @property
-    def call_seconds(self) -> float | None:
-        """Return the median time of the latest calls; None before there are enough of them."""
-        if len(self._seconds) < _FEWEST_CALLS:
-            return None
-        return float(np.median(self._seconds))
-
-    def note(self, rows: int, *, seconds: float | None) -> None:
-        """Note a call.
-
-        Args:
-            rows: how many observations it had.
-            seconds: how long it took; None where it failed.
-        """
-        self.asked += rows
-        if seconds is None:
-            self.failed += rows
-        else:
-            self._seconds.append(seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +156,7 @@ class PolicyVersion:
             settings.max_wait_s or settings.request_timeout_s,
         )
         record = VersionRecord()
-        counted = _CountedBackend(opened.backend, metrics, label, record)
+        backend = counted(opened.backend, metrics, label, record)
         version = cls(
             name=name,
             label=label,
@@ -214,7 +171,7 @@ class PolicyVersion:
             signature=signature,
             row_width=signature.row_width,
             backend=opened.backend,
-            scheduler=Scheduler(counted, limits, metrics),
+            scheduler=Scheduler(backend, limits, metrics, label=label),
             distribution=(
                 None
                 if signature.components is None
@@ -279,85 +236,3 @@ class PolicyVersion:
                 logger.exception("warm_up_failed", extra={"kind": kind})
                 raise
         return examples
-
-
-class _CountedBackend:
-    """An `ImmediateBackend` that counts the answers of another backend, and its integer actions."""
-
-    def __init__(
-        self, backend: PolicyBackend, metrics: PolicyMetrics, label: str, record: VersionRecord
-    ) -> None:
-        """Own nothing: the backend, the metrics and the record outlive this object."""
-        self._backend = backend
-        self._immediate = backend if isinstance(backend, ImmediateBackend) else None
-        self._metrics = metrics
-        self._label = label
-        self._record = record
-        self._choices = [
-            (part.name or str(index), part.first_column)
-            for index, part in enumerate(backend.signature.components or ())
-            if part.kind == "categorical"
-        ]
-
-    @property
-    def signature(self) -> PolicySignature:
-        return self._backend.signature
-
-    @property
-    def capacity(self) -> int:
-        return self._backend.capacity
-
-    async def is_ready(self) -> bool:
-        return await self._backend.is_ready()
-
-    def is_immediate(self, rows: int) -> bool:
-        return self._immediate is not None and self._immediate.is_immediate(rows)
-
-    async def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
-        started = time.perf_counter()
-        try:
-            outputs = await self._backend.infer(inputs)
-        except Exception:
-            self._note_failed(inputs)
-            raise
-        self._note(outputs, time.perf_counter() - started)
-        return outputs
-
-    def infer_at_once(self, inputs: PolicyInputs) -> PolicyOutputs:
-        assert self._immediate is not None, "is_immediate said so"
-        started = time.perf_counter()
-        try:
-            outputs = self._immediate.infer_at_once(inputs)
-        except Exception:
-            self._note_failed(inputs)
-            raise
-        self._note(outputs, time.perf_counter() - started)
-        return outputs
-
-    def _note_failed(self, inputs: PolicyInputs) -> None:
-        self._record.note(len(inputs), seconds=None)
-        self._metrics.count_version(self._label, "failed", len(inputs))
-
-    def _note(self, outputs: PolicyOutputs, seconds: float) -> None:
-        self._record.note(len(outputs), seconds=seconds)
-        self._metrics.count_version(self._label, "answered", len(outputs))
-        # All or none: where a row is to blame, the others are asked again.
-        counted = [(name, _counts_of(outputs, column)) for name, column in self._choices]
-        for name, counts in counted:
-            self._metrics.count_actions(name, counts)
-
-
-def _counts_of(outputs: PolicyOutputs, column: int) -> dict[int, int]:
-    """Return how often each integer action of a column was answered.
-
-    Raises:
-        ValueError: if one is negative, or NaN.
-    """
-    if len(outputs) == 1:
-        # NumPy's counts take ten times as long.
-        action = int(outputs.actions.item(0, column))
-        if action < 0:
-            raise ValueError(action)
-        return {action: 1}
-    counts = np.bincount(outputs.actions[:, column].astype(np.int64)).tolist()
-    return {action: count for action, count in enumerate(counts) if count}

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policy_server.web.answering import PolicyAnswering
+from policy_server.web.gone_clients import given_up_without_client
 from policy_server.web.media_types import is_npy
 from policy_server.web.problems import error_response
 from policy_server.web.route_table import AnswerRoute, RouteTable
@@ -60,7 +61,9 @@ class FastPath:
             await self._app(scope, receive, send)
             return
         try:
-            text, own = await route(await _body(receive), scope["state"])
+            body = await _body(receive)
+            async with given_up_without_client(receive):
+                text, own = await route(body, scope["state"])
         except ClientDisconnect:
             raise
         except Exception as error:

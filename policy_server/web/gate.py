@@ -33,9 +33,10 @@ from policy_server.web.page_safety import PAGE_HEADERS
 from policy_server.web.problems import send_error
 from policy_server.web.request_headers import check_headers, given_id, read_headers
 from policy_server.web.request_timing import (
-    given_stamp,
+    check_stamp,
     given_timeout_s,
     refuse_request_headers,
+    sensible_stamp,
     stamp_lines,
 )
 from policy_server.web.route_table import Access, AnswerRoute, Route, RouteTable
@@ -128,7 +129,8 @@ class Gate:
         path = self._normalise(scope)
         route = self._table.find(path) or _UNKNOWN
         key: AccessKey | None = None
-        stamp = ""
+        # Errors carry it too, whatever they refuse.
+        stamp = sensible_stamp(scope["headers"]) if isinstance(route, AnswerRoute) else ""
         share = NO_SHARE
 
         async def send_with_id(message: Message) -> None:
@@ -181,9 +183,9 @@ class Gate:
         try:
             key = self._admit_counted(route, scope, headers)
             scope["state"]["key"] = _name_of(key)
-            check_headers(route, scope["headers"])
-            stamp = self._read_timing(route, scope, headers, started)
             share = self._begin(route, scope, key)
+            check_headers(route, scope["headers"])
+            self._read_timing(route, scope, headers, started)
             limited = self._limited(route, scope, headers, receive)
         except Exception as error:
             share.end()
@@ -221,17 +223,17 @@ class Gate:
     @staticmethod
     def _read_timing(
         route: Route, scope: Scope, headers: Mapping[bytes, str], started: float
-    ) -> str:
-        """Note the deadline of a request that asks for an answer, and return its stamp."""
+    ) -> None:
+        """Note the deadline of a request that asks for an answer, and check its stamp."""
         if not isinstance(route, AnswerRoute):
-            return ""
+            return
         if scope["type"] == "websocket":
             refuse_request_headers(scope["headers"])
-            return ""
+            return
         timeout_s = given_timeout_s(headers)
         if timeout_s is not None:
             scope["state"]["deadline"] = started + timeout_s
-        return given_stamp(headers)
+        check_stamp(headers)
 
     def model_version(self, route: Route) -> str:
         """Return the start of the digest of the model behind a route, as the log names it."""

@@ -168,16 +168,18 @@ class HotReply(HotRequest):
         self.started = time.perf_counter()
 
     @property
-    def own_timeout_s(self) -> float | None:
-        """Return how long the answer is of use, in seconds; None where the client never says."""
-        timeout_ms = self._own.timeout_ms
-        return None if timeout_ms is None else timeout_ms / 1000
+    def taken_up(self) -> float:
+        """Return when its head had come, by `time.perf_counter`: the client's times count from it.
+
+        `started` is later where the body came behind it.
+        """
+        return self._own.head_came or self.started
 
     @property
     def own_deadline(self) -> float | None:
         """Return when the client has no use for the answer any more; None where it never says."""
-        timeout_s = self.own_timeout_s
-        return None if timeout_s is None else self.started + timeout_s
+        timeout_ms = self._own.timeout_ms
+        return None if timeout_ms is None else self.taken_up + timeout_ms / 1000
 
     def charge(self, observations: int) -> None:
         """Count more observations than one; see `Share.charge`."""
@@ -230,7 +232,7 @@ class HotReply(HotRequest):
                 self.share.end()
             stamp = self._own.stamp
             if stamp:
-                lines += _header_lines(stamp_lines(stamp, self.started))
+                lines += _header_lines(stamp_lines(stamp, self.taken_up))
             seconds = time.perf_counter() - self.started
             if status == _OK:
                 decision.observe_answer(seconds)

@@ -92,10 +92,11 @@ class InTurn(HotReply):
             self._go()
         else:
             place.wait.add_done_callback(self._go)
-            wait_s, timeout_s = place.patience_s, self.own_timeout_s
-            if timeout_s is not None:
-                wait_s = min(wait_s, timeout_s)
-            self._timer = asyncio.get_running_loop().call_later(wait_s, self._miss)
+            wait_s, deadline, is_own = place.patience_s, self.own_deadline, False
+            if deadline is not None:
+                left_s = max(deadline - time.perf_counter(), 0.0)
+                wait_s, is_own = min(wait_s, left_s), left_s < wait_s
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._miss, is_own)
 
     def step(self, place: SessionPlace) -> None:
         """Make the step, whose answer may come later.
@@ -173,15 +174,15 @@ class InTurn(HotReply):
         except Exception as error:
             self.end(error)
 
-    def _miss(self) -> None:
+    def _miss(self, is_own: bool) -> None:  # noqa: FBT001 -- timers give no names
+        """End the wait: by the client's own deadline, or by the server's patience."""
         if not self._is_waiting:
             return
         assert self._place is not None, "it waits"
-        patience_s, timeout_s = self._place.patience_s, self.own_timeout_s
-        if timeout_s is not None and timeout_s < patience_s:
+        if is_own:
             self.end(self._sessions.refuse_late())
         else:
-            self.end(missed_turn(patience_s))
+            self.end(missed_turn(self._place.patience_s))
 
     def _leave(self) -> None:
         place, self._place = self._place, None

@@ -15,9 +15,10 @@ __all__ = [
     "STAMP",
     "STAMP_HEADER",
     "TIMEOUT_HEADER",
-    "given_stamp",
+    "check_stamp",
     "given_timeout_s",
     "refuse_request_headers",
+    "sensible_stamp",
     "stamp_lines",
 ]
 
@@ -57,22 +58,29 @@ def given_timeout_s(headers: Mapping[bytes, str]) -> float | None:
     return int(given) / 1000
 
 
-def given_stamp(headers: Mapping[bytes, str]) -> str:
-    """Return the stamp of a client's observation; empty where it has none.
+def sensible_stamp(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the stamp of a client's observation; empty where it has none, or one that is refused.
+
+    Args:
+        headers: as ASGI has them: names in lower case.
+    """
+    given = [value.decode("latin-1") for name, value in headers if name == _STAMP_NAME]
+    return given[0] if len(given) == 1 and STAMP.fullmatch(given[0]) else ""
+
+
+def check_stamp(headers: Mapping[bytes, str]) -> None:
+    """Refuse a header that is no stamp.
 
     Args:
         headers: as `read_headers` gives them.
 
     Raises:
-        ObservationError: if the header is no stamp.
+        ObservationError: if the header is there, and is no stamp.
     """
     given = headers.get(_STAMP_NAME)
-    if given is None:
-        return ""
-    if not STAMP.fullmatch(given):
+    if given is not None and not STAMP.fullmatch(given):
         message = "Input should be 1 to 64 letters, digits and any of . _ : + -"
         raise ObservationError([problem("observation_stamp", ["header", STAMP_HEADER], message)])
-    return given
 
 
 def refuse_request_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:

@@ -25,6 +25,7 @@ from policy_server.serving.state_tokens import STATE_HEADER, StateTokens
 from policy_server.settings import Settings
 from policy_server.web.answering import PolicyAnswering
 from policy_server.web.batch_answering import BatchAnswering, BatchRequest
+from policy_server.web.gone_clients import given_up_without_client
 from policy_server.web.media_types import JSON, NPY, is_npy, media_type
 from policy_server.web.policy_list import listed_actions
 from policy_server.web.query import QueryCheckedRoute, in_digits
@@ -153,19 +154,21 @@ def _endpoint(
             memory = tokens.memory_of(
                 policy.slot, asked.state_token, episode=asked.episode, wanted=asked.version
             )
-        found = await policy.answer(
-            route.kind,
-            await request.body(),
-            is_raw=route.is_raw,
-            is_npy=is_npy(request.state.content_type),
-            seed=seed,
-            request_id=request.state.request_id,
-            episode=request.state.episode,
-            wanted=request.state.version,
-            memory=memory,
-            stated=NOTHING_STATED if memory is None else StatedStep.of(request.headers),
-            deadline=asked.deadline,
-        )
+        body = await request.body()
+        async with given_up_without_client(request.receive):
+            found = await policy.answer(
+                route.kind,
+                body,
+                is_raw=route.is_raw,
+                is_npy=is_npy(request.state.content_type),
+                seed=seed,
+                request_id=request.state.request_id,
+                episode=request.state.episode,
+                wanted=request.state.version,
+                memory=memory,
+                stated=NOTHING_STATED if memory is None else StatedStep.of(request.headers),
+                deadline=asked.deadline,
+            )
         response = Response(found.text, media_type=JSON)
         if memory is None:
             return _named(response, found.version)

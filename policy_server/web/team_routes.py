@@ -13,6 +13,7 @@ from policy_server.observations import problem
 from policy_server.serving import NOTHING_STATED, SessionRecord
 from policy_server.serving.state_tokens import STATE_HEADER
 from policy_server.serving.team_sessions import TeamSessions
+from policy_server.web.gone_clients import given_up_without_client
 from policy_server.web.json_bodies import JsonRoute
 from policy_server.web.media_types import JSON
 from policy_server.web.route_table import AnswerRoute, RouteTable, SessionRoutes
@@ -160,7 +161,9 @@ def _endpoint(answering: TeamAnswering, route: AnswerRoute) -> Callable[..., Awa
             wanted=asked.version,
             deadline=asked.deadline,
         )
-        text, headers = await answering.answer(await request.body(), step, charge=asked.charge)
+        body = await request.body()
+        async with given_up_without_client(request.receive):
+            text, headers = await answering.answer(body, step, charge=asked.charge)
         response = Response(text, media_type=JSON)
         response.raw_headers += headers
         return response

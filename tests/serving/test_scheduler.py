@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +29,14 @@ from policy_server.policy import (
     PolicyOutputs,
 )
 from policy_server.serving import AnsweredCall, Limits, Question, Scheduler, Waiting
-from tests.support.fakes import FakeBackend, integer_backend, summing_backend
+from tests.support.fakes import (
+    FakeBackend,
+    Sending,
+    immediate_backend,
+    integer_backend,
+    sending_backend,
+    summing_backend,
+)
 from tests.support.waiting import turns, until
 
 
@@ -846,36 +853,6 @@ async def test_questions_without_state_ask_for_none() -> None:
 # Backends that answer short calls at once
 
 
-@dataclass
-class Immediate(FakeBackend):
-    """A backend whose calls of up to 4 rows are computed at once.
-
-    Attributes:
-        at_once: how many rows each of these had.
-    """
-
-    at_once: list[int] = field(default_factory=list)
-
-    def is_immediate(self, rows: int) -> bool:
-        return rows <= 4
-
-    def infer_at_once(self, inputs: PolicyInputs) -> PolicyOutputs:
-        self.at_once.append(len(inputs))
-        coroutine = self.infer(inputs)
-        try:
-            coroutine.send(None)
-        except StopIteration as end:
-            outputs: PolicyOutputs = end.value
-            return outputs
-        raise AssertionError("it waits for nothing")
-
-
-def immediate_backend(error: Exception | None = None) -> Immediate:
-    """Return such a backend."""
-    known = integer_backend()
-    return Immediate(known.signature, known.bias, error=error)
-
-
 class Heard(Waiting):
     """A question that keeps what it is told."""
 
@@ -986,6 +963,45 @@ async def test_question_that_was_given_up_frees_its_place_at_once() -> None:
     assert scheduler.waiting == 0
 
 
+async def test_question_that_follows_a_refused_one_has_no_other_computed_twice() -> None:
+    class Followed(Heard):
+        """A question whose client asks the next one when it is refused."""
+
+        def take_error(self, error: PolicyServerError) -> None:
+            super().take_error(error)
+            scheduler.put(follower)
+
+    backend = integer_backend()
+    backend.gate = asyncio.Event()
+    scheduler = scheduler_of(backend, max_queue_size=1000, max_wait_s=0.02)
+    busy = await occupied(scheduler, backend)
+    follower, refused = Heard(question(9.0)), Followed(question())
+    for item in (*(Heard(question()) for _ in range(9)), refused):
+        scheduler.put(item)
+    # So many that the queue is searched for them when the others before them are refused.
+    abandoned = [Heard(question()) for _ in range(76)]
+    for item in abandoned:
+        scheduler.put(item)
+    for item in abandoned:
+        item.give_up()
+    asked = time.perf_counter()
+    await until(lambda: time.perf_counter() > asked + 0.02)
+    # A question that waits a moment only: more replicas have come, and take it up at once.
+    backend.capacity = 3
+    young = [Heard(question(9.0)) for _ in range(3)]
+    for item in young:
+        scheduler.put(item)
+    await until(lambda: len(backend.batches) >= 3)
+    backend.gate.set()
+    await asyncio.gather(*busy)
+    await until(lambda: scheduler.waiting == 0)
+    await scheduler.aclose()
+
+    assert refused.told == [OverloadedError]
+    assert sum(backend.batches) == len(busy) + len(young) + 1
+    assert [item.told for item in (*young, follower)] == [[0]] * 4
+
+
 async def test_late_question_is_told_of_the_overload_once() -> None:
     backend = integer_backend()
     backend.gate = asyncio.Event()
@@ -1013,49 +1029,6 @@ async def test_closing_answers_every_call_that_is_computed_at_once() -> None:
 
 
 # Backends that tell of their answers
-
-
-@dataclass
-class Sending(FakeBackend):
-    """A backend that is sent calls, and answers them when the gate is open.
-
-    Attributes:
-        sent: how many rows each call had that was sent.
-        is_taking: whether calls can be sent.
-        losses: so many calls are lost.
-    """
-
-    sent: list[int] = field(default_factory=list)
-    is_taking: bool = True
-    losses: int = 0
-
-    def send(
-        self, inputs: PolicyInputs, answered: Callable[[PolicyOutputs | Exception | None], None]
-    ) -> bool:
-        if not self.is_taking:
-            return False
-        self.sent.append(len(inputs))
-        # Held by nobody else: a task of its own, which no scheduler waits for.
-        self.answering = asyncio.create_task(self._answer(inputs, answered))
-        return True
-
-    async def _answer(
-        self, inputs: PolicyInputs, answered: Callable[[PolicyOutputs | Exception | None], None]
-    ) -> None:
-        if self.losses:
-            self.losses -= 1
-            answered(None)
-            return
-        try:
-            answered(await self.infer(inputs))
-        except Exception as error:
-            answered(error)
-
-
-def sending_backend(**changes: Any) -> Sending:  # noqa: ANN401 -- of the fake
-    """Return such a backend."""
-    known = integer_backend()
-    return Sending(known.signature, known.bias, **changes)
 
 
 async def test_questions_are_sent_together_and_told_of_their_answers() -> None:

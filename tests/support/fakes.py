@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +30,8 @@ from policy_server.schema import ServerSchema
 from policy_server.serving import OpenedPolicy, PolicyOpener, PolicyRegistry, PolicySlot
 from policy_server.serving.session_store import SessionStore
 from policy_server.settings import Settings
+
+Answered = Callable[[PolicyOutputs | Exception | None], None]
 
 
 def components_of(*parts: tuple[ComponentKind, int]) -> tuple[ActionComponent, ...]:
@@ -151,6 +153,82 @@ def integer_backend(
     action = ActionOutput("actions_0", is_integer=True, columns=1, is_vector=False)
     components = components_of(("categorical", len(bias)))
     return FakeBackend(signature_of(components, width=width, outputs=(action,)), bias, **options)
+
+
+@dataclass
+class Immediate(FakeBackend):
+    """A backend whose calls of up to 4 rows are computed at once.
+
+    Attributes:
+        at_once: how many rows each of these had.
+    """
+
+    at_once: list[int] = field(default_factory=list)
+
+    def is_immediate(self, rows: int) -> bool:
+        """Return whether the call is short."""
+        return rows <= 4
+
+    def infer_at_once(self, inputs: PolicyInputs) -> PolicyOutputs:
+        """Answer as `infer` does, without a wait."""
+        self.at_once.append(len(inputs))
+        coroutine = self.infer(inputs)
+        try:
+            coroutine.send(None)
+        except StopIteration as end:
+            outputs: PolicyOutputs = end.value
+            return outputs
+        raise AssertionError("it waits for nothing")
+
+
+def immediate_backend(error: Exception | None = None) -> Immediate:
+    """Return such a backend."""
+    known = integer_backend()
+    return Immediate(known.signature, known.bias, error=error)
+
+
+@dataclass
+class Sending(FakeBackend):
+    """A backend that is sent calls, and answers them when the gate is open.
+
+    Attributes:
+        sent: how many rows each call had that was sent.
+        is_taking: whether calls can be sent.
+        losses: so many calls are lost.
+        within_s: the time that the last one was given.
+    """
+
+    sent: list[int] = field(default_factory=list)
+    is_taking: bool = True
+    losses: int = 0
+    within_s: float = 0.0
+
+    def send(self, inputs: PolicyInputs, answered: Answered, *, within_s: float) -> bool:
+        """Send a call; see `SendingBackend.send`."""
+        if not self.is_taking:
+            return False
+        self.sent.append(len(inputs))
+        self.within_s = within_s
+        # Held by nobody else: a task of its own, which no scheduler waits for.
+        self.answering = asyncio.create_task(self._answer(inputs, answered))
+        return True
+
+    async def _answer(self, inputs: PolicyInputs, answered: Answered) -> None:
+        outcome: PolicyOutputs | Exception | None
+        try:
+            outcome = await self.infer(inputs)
+        except Exception as error:
+            outcome = error
+        if self.losses:
+            self.losses -= 1
+            outcome = None
+        answered(outcome)
+
+
+def sending_backend(**changes: Any) -> Sending:  # noqa: ANN401 -- of the fake
+    """Return such a backend."""
+    known = integer_backend()
+    return Sending(known.signature, known.bias, **changes)
 
 
 @dataclass(frozen=True)

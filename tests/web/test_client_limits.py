@@ -203,6 +203,14 @@ async def test_sessions_of_a_team_count_for_their_key() -> None:
     assert rendered(team.metrics)["rejected_total policy= reason=key_sessions"] == 1
 
 
+async def test_requests_with_a_header_twice_count_as_others_do() -> None:
+    twice = [("access-token", KEYS["plant"]), ("x-episode-id", "e"), ("x-episode-id", "e")]
+    async with serve(key=None, keys=ring(), max_key_rate=ONCE) as client:
+        answers = [await client.post("/predict", json=OBSERVATION, headers=twice) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [422, 429, 429]
+
+
 async def test_batch_counts_as_many_as_it_has_rows() -> None:
     rows = [OBSERVATION] * MANY
     async with serve(key=None, keys=ring(), max_key_rate=2) as client:

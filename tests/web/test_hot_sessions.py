@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -167,6 +168,30 @@ async def test_step_whose_deadline_passes_before_its_turn_is_not_made() -> None:
 
     assert (statuses(first.written), statuses(late.written), steps) == ([200], [504], 1)
     assert rendered(metrics)["rejected_total policy=default reason=deadline"] == 1
+
+
+async def test_wait_for_a_turn_is_bounded_by_the_deadline_that_began_with_the_head() -> None:
+    backend = gated(summing_backend())
+    app = build(backend)
+    async with running(app):
+        server = Server(app, is_hot=True)
+        session = await begin(server)
+        gate = hold(backend)
+        (one, first), (two, late) = server.connect(), server.connect()
+        one.data_received(step_of(session))
+        step = step_of(session).replace(
+            b"access-token", b"x-request-timeout-ms: 50\r\naccess-token"
+        )
+        two.data_received(step[:-1])
+        came = time.perf_counter()
+        await until(lambda: time.perf_counter() > came + 0.05)
+        two.data_received(step[-1:])
+        await turns()
+        written = late.written
+        gate.set()
+        await until(lambda: bool(first.written))
+
+    assert statuses(written) == [504]
 
 
 async def test_step_of_a_version_that_is_not_loaded_any_more_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,7 +19,16 @@ from tests.support.fakes import FakeBackend, integer_backend, summing_backend
 from tests.support.pages import rendered
 from tests.support.teams import served_team, usual_backends
 from tests.support.waiting import until
-from tests.support.web import KEY, OBSERVATION, assert_error, assert_invalid, build, running, serve
+from tests.support.web import (
+    KEY,
+    OBSERVATION,
+    assert_error,
+    assert_invalid,
+    build,
+    client_of,
+    running,
+    serve,
+)
 
 TIMEOUT, STAMP, HELD = "x-request-timeout-ms", "x-observation-stamp", "x-held-ms"
 BODY = orjson.dumps(OBSERVATION)
@@ -225,6 +235,61 @@ async def test_hot_requests_with_times_of_their_own_are_known_by_one_head() -> N
     assert [answer[STAMP.encode()] for answer in answers] == [b"0", b"1", b"2", b"3", b"4"]
     assert all(float(answer[HELD.encode()]) >= 0 for answer in answers)
     assert len(server.heads) == 1
+
+
+def is_past(moment: float) -> bool:
+    """Return whether a time of `time.perf_counter` has come."""
+    return time.perf_counter() > moment
+
+
+async def test_times_of_a_hot_request_count_from_its_head_where_its_body_comes_later() -> None:
+    app = build()
+    async with running(app):
+        server = Server(app, is_hot=True)
+        assert server.heads is not None
+        protocol, transport = server.connect()
+        head = (
+            b"POST /predict HTTP/1.1\r\naccess-token: %b\r\nx-observation-stamp: 1\r\n"
+            b"X-Request-Timeout-Ms: %%d\r\nContent-Length: %d\r\n\r\n" % (KEY.encode(), len(BODY))
+        )
+        for timeout_ms in (60_000, 20, 60_000):
+            protocol.data_received(head % timeout_ms + BODY[:5])
+            came = time.perf_counter()
+            await until(partial(is_past, came + 0.02))
+            protocol.data_received(BODY[5:])
+            await until(lambda: not server.state.tasks)
+        is_hot = len(server.heads) > 0
+        protocol.connection_lost(None)
+
+    answers = answers_in(transport.written)
+    assert [answer.status for answer in answers] == [200, 504, 200]
+    assert all(float(dict(answer.headers)[HELD.encode()]) >= 20 for answer in answers)
+    assert is_hot
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("access-token", "wrong")], 401),
+        ([("x-episode-id", "e"), ("x-episode-id", "e")], 422),
+        ([(TIMEOUT, "soon")], 422),
+        ([("content-encoding", "br")], 415),
+    ],
+    ids=["key", "header twice", "timeout", "encoding"],
+)
+async def test_request_that_is_refused_for_its_head_gets_its_stamp_back(
+    headers: list[tuple[str, str]], status: int
+) -> None:
+    app = build()
+    async with running(app), client_of(app, key=None) as client:
+        given = dict(headers).get("access-token", KEY)
+        others = [pair for pair in headers if pair[0] != "access-token"]
+        pairs = [("access-token", given), *others, (STAMP, "7")]
+        answer = await client.post("/predict", content=BODY, headers=pairs)
+
+    assert answer.status_code == status
+    assert answer.headers[STAMP] == "7"
+    assert float(answer.headers[HELD]) >= 0
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, "{}"])

@@ -206,7 +206,11 @@ class RayBackend:
             ) from error
 
     def send(
-        self, inputs: PolicyInputs, answered: Callable[[PolicyOutputs | Exception | None], None]
+        self,
+        inputs: PolicyInputs,
+        answered: Callable[[PolicyOutputs | Exception | None], None],
+        *,
+        within_s: float,
     ) -> bool:
         """Send a call straight to a replica; see `SendingBackend.send`."""
         if self._direct is None or not self._direct.is_connected or self._suspects.of(inputs):
@@ -222,7 +226,7 @@ class RayBackend:
                 answered(outcome)
 
         with suppress(ConnectionLostError, FrameError):
-            self._direct.ask(inputs, told)
+            self._direct.ask(inputs, told, within_s=within_s)
             return True
         return False
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -168,6 +169,7 @@ class DirectCalls:
         inputs: PolicyInputs,
         answered: Answered,
         *,
+        within_s: float = math.inf,
         is_watched: bool = False,
         is_alone: bool = False,
     ) -> AskedCall:
@@ -177,6 +179,8 @@ class DirectCalls:
             inputs: the inputs of the call.
             answered: is called once with the outputs or the error, as `infer` raises it, unless
                 the call is given up before.
+            within_s: the call is given up after so many seconds, or after the longest that one may
+                take, whichever is earlier.
             is_watched: whether replicas tell when they begin with it, so that a
                 `ConnectionLostError` says whether it was computed.
             is_alone: whether it is asked of one replica only, however late it is.
@@ -199,7 +203,7 @@ class DirectCalls:
             answered,
             asked=now,
             look_at=now + self._times.late_after(rows),
-            deadline=now + self._timeout_s,
+            deadline=now + min(within_s, self._timeout_s),
             is_watched=is_watched,
             is_alone=is_alone,
         )

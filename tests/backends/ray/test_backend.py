@@ -196,15 +196,15 @@ async def test_handle_without_its_private_options_calls_all_the_same(
 async def test_call_that_is_sent_is_told_of_its_answer_or_of_its_loss() -> None:
     told: list[object] = []
     async with connected(lambda _: ANSWER, 1) as (backend, _, replicas, _):
-        is_sent = backend.send(INPUTS, told.append)
+        is_sent = backend.send(INPUTS, told.append, within_s=60)
         await until(lambda: told)
         replicas.threads[0].freeze()
-        backend.send(INPUTS, told.append)
+        backend.send(INPUTS, told.append, within_s=60)
         await turns()
         replicas.listed.clear()
         replicas.threads[0].end_without_answers()
         await until(lambda: len(told) == 2)
-        is_sent_without = backend.send(INPUTS, told.append)
+        is_sent_without = backend.send(INPUTS, told.append, within_s=60)
 
     assert is_sent
     assert isinstance(told[0], PolicyOutputs)
@@ -429,7 +429,7 @@ async def test_calls_whose_replicas_were_killed_are_suspected_until_they_are_ans
         for thread in replicas.threads:
             thread.freeze()
         for number in (0.0, 1.0):
-            backend.send(inputs_of(number), told.append)
+            backend.send(inputs_of(number), told.append, within_s=60)
         await turns()
         for thread in replicas.threads:
             thread.end_without_answers()
@@ -437,7 +437,7 @@ async def test_calls_whose_replicas_were_killed_are_suspected_until_they_are_ans
         replicas.listed.clear()
         replicas.add(doubled, "next")
         answers = [await backend.infer(inputs_of(number)) for number in (0.0, 1.0)]
-        is_sent_again = backend.send(inputs_of(1.0), told.append)
+        is_sent_again = backend.send(inputs_of(1.0), told.append, within_s=60)
 
     assert told[:2] == [None, None]
     assert [outputs.actions.tolist() for outputs in answers] == [[row] for row in DOUBLED]
@@ -454,7 +454,7 @@ async def test_call_that_died_with_its_ray_is_answered_by_the_stand_in_at_once()
         replicas.listed.clear()
         backend.suspend()
         replicas.threads[0].end_without_answers()
-        await until(lambda: not backend.send(inputs_of(2.0), lambda _: None))
+        await until(lambda: not backend.send(inputs_of(2.0), lambda _: None, within_s=60))
         backend.stand_in(summing_backend())
         # Well before a call is given to Ray Serve.
         answer = await asyncio.wait_for(call, 20)
@@ -481,7 +481,7 @@ async def test_observations_of_a_call_at_which_a_replica_hung_are_asked_alone_fr
         replicas.threads[0].freeze()
         told = asyncio.get_running_loop().create_future()
         if is_sent:
-            assert backend.send(inputs_of(3, rows=2), told.set_result)
+            assert backend.send(inputs_of(3, rows=2), told.set_result, within_s=60)
         else:
             asking = asyncio.gather(backend.infer(inputs_of(3, rows=2)), return_exceptions=True)
             asking.add_done_callback(lambda asked: told.set_result(asked.result()[0]))
@@ -491,7 +491,7 @@ async def test_observations_of_a_call_at_which_a_replica_hung_are_asked_alone_fr
         outcome = await told
 
         # It goes by a task from here on, which asks each alone.
-        is_sent_again = backend.send(inputs_of(3), lambda _: None)
+        is_sent_again = backend.send(inputs_of(3), lambda _: None, within_s=60)
         with pytest.raises(PolicyFailedError, match="took too long for one of 2 observations"):
             await backend.infer(inputs_of(3, rows=2))
 
@@ -514,7 +514,7 @@ async def test_those_asked_with_one_at_which_a_replica_hung_are_answered_by_anot
         told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         asking = None
         if is_sent:
-            assert backend.send(inputs, told.set_result)
+            assert backend.send(inputs, told.set_result, within_s=60)
         else:
             asking = asyncio.create_task(_outcome(backend, inputs))
         await asyncio.sleep(0.2)
@@ -552,9 +552,9 @@ async def test_observation_whose_client_did_not_wait_until_its_replica_ended_is_
         replicas.threads[0].end_without_answers()
         await until(lambda: lost)
         replicas.add(doubled, "next")
-        await until(lambda: backend.send(inputs_of(1), lambda _: None))
+        await until(lambda: backend.send(inputs_of(1), lambda _: None, within_s=60))
 
-        is_sent_again = backend.send(inputs_of(3), lambda _: None)
+        is_sent_again = backend.send(inputs_of(3), lambda _: None, within_s=60)
         answer = await backend.infer(inputs_of(3))
 
     assert not is_sent_again

@@ -454,6 +454,17 @@ async def test_call_that_waits_for_a_frozen_replica_goes_to_one_that_comes() -> 
     assert [number_in(answer) for answer in answers] == [2 * n for n in range(40)]
 
 
+async def test_call_is_given_up_after_the_time_that_it_is_given() -> None:
+    told: list[object] = []
+    replicas = Replicas(doubled)
+    async with connected(replicas, timeout_s=3600) as calls:
+        replicas.threads[0].freeze()
+        calls.ask(inputs_of(1), told.append, within_s=0.05)
+        await until(lambda: told)
+
+    assert [type(outcome) for outcome in told] == [OverloadedError]
+
+
 async def test_call_without_an_answer_is_given_up_at_its_deadline() -> None:
     replicas = Replicas(doubled)
     async with connected(replicas, timeout_s=0.2) as calls:
