@@ -28,6 +28,9 @@ SETTINGS = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
 OTHERS = {"FORWARDED_ALLOW_IPS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
 PASSWORDS = {"GRAFANA_PASSWORD", "ELASTIC_PASSWORD", "KIBANA_PASSWORD"}
 OWN = dict.fromkeys([f"{ENV_PREFIX}API_KEY", *PASSWORDS], "my own")
+# What stands in this repository for a key, a password or a token.
+PUBLIC = ["1234567asdfgh", "admin", "policy_server", "a long random text"]
+KINDS = ["ADMIN", "METRICS", "STATE"]
 VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::-([^}]*))?\}")
 
 every_service = pytest.mark.parametrize("name", sorted(SERVICES))
@@ -175,7 +178,12 @@ def guarded(**given: str) -> subprocess.CompletedProcess[str]:
     [
         pytest.param({}, id="as-it-is"),
         pytest.param({"PROXY_ADDRESS": "127.0.0.1", "BIND_ADDRESS": "::1"}, id="this-machine"),
+        pytest.param({"RAY_AUTH_MODE": "disabled"}, id="open-dashboard-of-this-machine"),
         pytest.param({"PROXY_ADDRESS": "0.0.0.0", **OWN}, id="network"),  # noqa: S104 -- what is asked for
+        pytest.param(
+            {"BIND_ADDRESS": "192.0.2.1", **OWN, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "own"},
+            id="token",
+        ),
     ],
 )
 def test_guard_agrees(given: dict[str, str]) -> None:
@@ -186,20 +194,47 @@ def test_guard_agrees(given: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("address", ["PROXY_ADDRESS", "BIND_ADDRESS"])
 @pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("value", [None, "", "public"], ids=["default", "empty", "public"])
+@pytest.mark.parametrize("value", [None, "", *PUBLIC])
 def test_network_is_let_in_only_with_a_key_and_passwords_of_ones_own(
     address: str, name: str, value: str | None
 ) -> None:
-    public = {"GRAFANA_PASSWORD": "admin", "POLICY_SERVER_API_KEY": "1234567asdfgh"}
     given = {address: "192.0.2.1", **OWN}
     del given[name]
     if value is not None:
-        given[name] = public.get(name, "policy_server") if value else ""
+        given[name] = value
 
     done = guarded(**given)
 
     assert done.returncode == 1
     assert f"for {name};" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", *(f"{ENV_PREFIX}{kind}_KEY" for kind in KINDS)])
+@pytest.mark.parametrize("value", PUBLIC)
+def test_network_is_let_in_by_no_further_key_that_everybody_knows(name: str, value: str) -> None:
+    done = guarded(BIND_ADDRESS="192.0.2.1", **OWN, **{name: value})
+
+    assert done.returncode == 1
+    assert f"for {name};" in done.stderr
+
+
+def test_values_that_the_repository_shows_for_secrets_are_public() -> None:
+    shown_text = (ROOT / ".env.example").read_text()
+    secrets = re.findall(r"^#?\w+_(?:KEY|PASSWORD|TOKEN)=(.+)$", shown_text, re.MULTILINE)
+    defaults = re.findall(r"\$\{\w+_(?:KEY|PASSWORD|TOKEN):-([^}]+)\}", TEXT)
+
+    assert secrets
+    assert {*secrets, *defaults} <= set(PUBLIC)
+
+
+@pytest.mark.parametrize("mode", ["disabled", "tokn"])
+def test_network_is_not_let_in_to_a_dashboard_without_a_token(mode: str) -> None:
+    done = guarded(BIND_ADDRESS="192.0.2.1", **OWN, RAY_AUTH_MODE=mode)
+
+    assert done.returncode == 1
+    assert f"RAY_AUTH_MODE: expected token or none where other machines are let in, got {mode}" in (
+        done.stderr
+    )
 
 
 def test_addresses_inside_the_stack_are_services_on_a_common_network() -> None:
