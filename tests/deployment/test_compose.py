@@ -237,6 +237,50 @@ def test_network_is_not_let_in_to_a_dashboard_without_a_token(mode: str) -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("is_first", "status", "expected"),
+    [
+        pytest.param(True, 0, "started\n", id="first"),
+        pytest.param(
+            False,
+            0,
+            "--homepath /home --config /grafana.ini admin reset-admin-password "
+            "--password-from-stdin my own\nstarted\n",
+            id="later",
+        ),
+        pytest.param(False, 1, "", id="fails"),
+    ],
+)
+def test_each_start_of_grafana_sets_its_password(
+    is_first: bool, status: int, expected: str, tmp_path: Path
+) -> None:
+    if not is_first:
+        (tmp_path / "grafana.db").touch()
+    stand_in = tmp_path / "grafana"
+    says = "shift; read -r password; echo $* $password" if status == 0 else "exit 1"
+    stand_in.write_text(f"#!/bin/sh\n{says}\n")
+    stand_in.chmod(0o755)
+    variables = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "GF_PATHS_DATA": str(tmp_path),
+        "GF_PATHS_HOME": "/home",
+        "GF_PATHS_CONFIG": "/grafana.ini",
+        "GF_SECURITY_ADMIN_PASSWORD": "my own",
+    }
+
+    command = ["sh", str(ROOT / "deploy/compose/grafana.sh"), "echo", "started"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (status, expected)
+
+
+def test_grafana_starts_by_the_script_that_sets_its_password() -> None:
+    [script] = [target for source, target in mounts("grafana") if source.endswith("grafana.sh")]
+
+    assert SERVICES["grafana"]["entrypoint"] == ["/bin/sh", script]
+    assert SERVICES["grafana"]["command"] == ["/run.sh"]
+
+
 def test_addresses_inside_the_stack_are_services_on_a_common_network() -> None:
     grafana = SERVICES["grafana"]["environment"]["PROMETHEUS_URL"]
     assert grafana == "http://prometheus:9090"
