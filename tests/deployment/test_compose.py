@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,23 @@ def test_small_stack_starts_without_the_logging_stack() -> None:
     for name in SMALL:
         assert "redis" not in SERVICES[name].get("depends_on", {})
         assert not LOGGING & set(SERVICES[name].get("depends_on", {}))
+
+
+def test_server_believes_the_proxys_headers_alone() -> None:
+    [network] = COMPOSE["networks"]["web"]["ipam"]["config"]
+    proxy = filled_in(SERVICES["traefik"]["networks"]["web"]["ipv4_address"])
+    subnet, given_by_docker = (
+        ip_network(filled_in(network[name])) for name in ("subnet", "ip_range")
+    )
+    gateway = filled_in(network["gateway"])
+
+    assert filled_in(SERVICES["policy_server"]["environment"]["FORWARDED_ALLOW_IPS"]) == proxy
+    assert ip_address(proxy) in subnet
+    assert ip_address(gateway) in subnet
+    # Of clients that reach the server itself Docker may show the gateway's address.
+    assert proxy != gateway
+    # Docker gives others none that the proxy needs.
+    assert ip_address(proxy) not in given_by_docker
 
 
 @every_service
@@ -252,7 +270,7 @@ def test_network_is_not_let_in_to_a_dashboard_without_a_token(mode: str) -> None
     ],
 )
 def test_each_start_of_grafana_sets_its_password(
-    is_first: bool, status: int, expected: str, tmp_path: Path
+    *, is_first: bool, status: int, expected: str, tmp_path: Path
 ) -> None:
     if not is_first:
         (tmp_path / "grafana.db").touch()

@@ -174,6 +174,30 @@ def test_numbers_reach_the_server_as_they_are_written(given: object, expected: s
     assert variables_of(pod_of(manifests))["POLICY_SERVER_MAX_BODY_BYTES"]["value"] == expected
 
 
+PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param({}, None, id="nobody"),
+        pytest.param({"ingress": {"enabled": True}}, PRIVATE, id="ingress"),
+        pytest.param({"forwardedAllowIps": "192.0.2.7"}, "192.0.2.7", id="named"),
+        pytest.param(
+            {"ingress": {"enabled": True}, "forwardedAllowIps": "192.0.2.7"},
+            "192.0.2.7",
+            id="named-ingress",
+        ),
+    ],
+)
+def test_headers_of_a_proxy_are_believed_where_there_is_one(
+    values: dict[str, Any], expected: str | None
+) -> None:
+    variables = variables_of(pod_of(render({"apiKey": {"value": "own"}, **values})))
+
+    assert variables.get("FORWARDED_ALLOW_IPS", {}).get("value") == expected
+
+
 @pytest.mark.parametrize("port", [9100, "9100"])
 def test_metrics_port_moves_in_the_server_the_container_and_the_service(port: int | str) -> None:
     manifests = render({"settings": {"METRICS_PORT": port}})

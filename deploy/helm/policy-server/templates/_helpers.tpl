@@ -52,6 +52,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
+{{/* Whose x-forwarded-* headers are believed; empty for nobody's. Without an ingress, a client's own
+address may be a private one, and its headers would say another. */}}
+{{- define "policy-server.forwarded" -}}
+{{- if .Values.forwardedAllowIps -}}
+{{- .Values.forwardedAllowIps -}}
+{{- else if .Values.ingress.enabled -}}
+10.0.0.0/8,172.16.0.0/12,192.168.0.0/16
+{{- end -}}
+{{- end -}}
+
 {{- define "policy-server.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
