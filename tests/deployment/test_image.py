@@ -98,7 +98,7 @@ def test_server_is_not_root_and_has_no_shell_around_it() -> None:
     [command] = re.findall(r"^CMD (\[\"uvicorn.*)$", FINAL, re.MULTILINE)
 
     assert user != "0"
-    assert entry == '["tini", "--"]'
+    assert entry == '["tini", "--", "sh", "/opt/policy-server/place-policy.sh", "/srv/given"]'
     assert '"app:app"' in command
 
 

@@ -122,6 +122,7 @@ def test_manifests_follow_kubernetes_schemas(values: dict[str, Any], tmp_path: P
 @every_choice
 def test_pods_are_safe_and_have_what_ray_needs(values: dict[str, Any]) -> None:
     pod = pod_of(render(values))
+    policy = values.get("policy", {})
 
     assert pod["securityContext"]["runAsNonRoot"]
     assert not pod["automountServiceAccountToken"]
@@ -133,7 +134,8 @@ def test_pods_are_safe_and_have_what_ray_needs(values: dict[str, Any]) -> None:
         }
     [container] = pod["containers"]
     mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-    assert mounted == {"/srv/policy": "policy", "/tmp": "tmp", "/dev/shm": "dshm"}  # noqa: S108 -- paths in a container
+    given = {"/source": "source"} if {"configMap", "existingClaim"} & set(policy) else {}
+    assert mounted == {"/srv/policy": "policy", "/tmp": "tmp", "/dev/shm": "dshm", **given}  # noqa: S108 -- paths in a container
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes["dshm"]["emptyDir"]["medium"] == "Memory"
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
@@ -411,10 +413,21 @@ def test_address_of_the_sessions_comes_from_a_secret_only() -> None:
 def test_example_that_is_served_by_default_exists() -> None:
     [container] = pod_of(render({}))["initContainers"]
 
-    paths = container["command"][1:-1]
-    assert paths
-    for path in paths:
-        assert (ROOT / path.removeprefix("/opt/policy-server/")).exists()
+    shell, script, source = container["command"]
+    assert shell == "sh"
+    assert (ROOT / "deploy" / Path(script).name).exists()
+    assert f"deploy/{Path(script).name}" in (ROOT / "Dockerfile").read_text()
+    example = ROOT / source.removeprefix("/opt/policy-server/")
+    assert {"schema.yaml", "saved_model.zip"} <= {path.name for path in example.iterdir()}
+
+
+def test_policies_of_a_schema_that_names_their_addresses_need_no_other() -> None:
+    pod = pod_of(render({"policy": {"schemaUri": "s3://bucket/schema.yaml"}}))
+    variables = variables_of(pod)
+
+    assert "initContainers" not in pod
+    assert variables["POLICY_SERVER_SCHEMA_URI"]["value"] == "s3://bucket/schema.yaml"
+    assert "POLICY_SERVER_MODEL_URI" not in variables
 
 
 def test_server_that_fetches_its_policy_needs_no_copy() -> None:
@@ -439,7 +452,7 @@ def test_server_that_fetches_its_policy_needs_no_copy() -> None:
             id="autoscaling-by-nothing",
         ),
         pytest.param({"apiKey": {"value": "a", "existingSecret": "b"}}, "not both", id="two-keys"),
-        pytest.param({"policy": {"modelUri": "s3://a"}}, "belong together", id="half-a-policy"),
+        pytest.param({"policy": {"modelUri": "s3://a"}}, "needs schemaUri", id="half-a-policy"),
         pytest.param(
             {"policy": {"configMap": "a", "existingClaim": "b"}}, "not several", id="two-policies"
         ),

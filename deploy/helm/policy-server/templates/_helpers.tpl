@@ -38,10 +38,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if . }}{{ $given = add1 $given }}{{ end -}}
 {{- end -}}
 {{- if gt (int $given) 1 -}}
-{{- fail "policy: give modelUri and schemaUri, or existingClaim, or configMap; not several" -}}
+{{- fail "policy: give schemaUri, with or without modelUri, or existingClaim, or configMap; not several" -}}
 {{- end -}}
-{{- if and $uris (not (and .Values.policy.modelUri .Values.policy.schemaUri)) -}}
-{{- fail "policy: modelUri and schemaUri belong together" -}}
+{{- if and .Values.policy.modelUri (not .Values.policy.schemaUri) -}}
+{{- fail "policy: modelUri needs schemaUri, which describes it" -}}
 {{- end -}}
 {{- if not $uris -}}
 {{- if or .Values.policy.existingClaim .Values.policy.configMap -}}
