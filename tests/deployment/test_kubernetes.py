@@ -32,7 +32,7 @@ Manifest = dict[str, Any]
 VALUES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "everything": {
-        "apiKey": {"value": "1234567asdfgh"},
+        "apiKey": {"value": "my own"},
         "policy": {"configMap": "policy"},
         "ingress": {"enabled": True, "className": "nginx", "path": "/app/v1", "tlsSecret": "tls"},
         "autoscaling": {"enabled": True, "targetQueueDepth": 32},
@@ -484,6 +484,50 @@ def test_server_that_fetches_its_policy_needs_no_copy() -> None:
             id="two-admin-keys",
         ),
         pytest.param({"keys": {"adminKey": "b"}}, "existingSecret", id="key-of-no-secret"),
+        pytest.param(
+            {"service": {"type": "LoadBalancer"}}, "key of your own", id="public-balancer"
+        ),
+        pytest.param({"service": {"type": "NodePort"}}, "key of your own", id="public-node"),
+        pytest.param({"ingress": {"enabled": True}}, "key of your own", id="public-ingress"),
+        pytest.param(
+            {
+                "ingress": {"enabled": True},
+                "policy": {"configMap": "a"},
+                "apiKey": {"value": "1234567asdfgh"},
+            },
+            "key of your own",
+            id="public-key",
+        ),
+        pytest.param({"settings": {"METRICS_PORT": 8000}}, "port of HTTP", id="port-of-http"),
+        pytest.param({"settings": {"METRICS_PORT": "99999"}}, "up to 65535", id="no-port"),
+        pytest.param(
+            {"settings": {"METRICS_PORT": 9100, "DASHBOARD_PORT": "9100"}},
+            "DASHBOARD_PORT: 9100",
+            id="port-of-two",
+        ),
+        pytest.param(
+            {"settings": {"METRICS_HOST": "127.0.0.1"}, "serviceMonitor": {"enabled": True}},
+            "not reached from outside",
+            id="unreached-metrics",
+        ),
+        pytest.param(
+            {"autoscaling": {"enabled": True, "minReplicas": 9, "maxReplicas": 2}},
+            "minReplicas is 9",
+            id="least-over-most",
+        ),
+        pytest.param(
+            {"settings": {"NUM_REPLICAS": "4", "MAX_REPLICAS": 2}},
+            "MAX_REPLICAS: is 2",
+            id="replicas-over-most",
+        ),
+        pytest.param(
+            {
+                "apiKey": {"value": "a", "secretKey": "admin-key"},
+                "settings": {"ADMIN_KEY": "b"},
+            },
+            "place of settings.ADMIN_KEY",
+            id="two-keys-of-one-place",
+        ),
         pytest.param({"keys": {"existingSecret": "b"}}, "name adminKey", id="secret-of-no-key"),
         pytest.param(
             {"settings": {"DRAIN_S": 30}},

@@ -126,6 +126,55 @@ STATE_KEY: [stateKey, state-key]
 {{- end }}
 {{- end -}}
 
+{{/* Refuses to show the image's example, whose key everybody knows, beyond the cluster. */}}
+{{- define "policy-server.exposure" -}}
+{{- $policy := .Values.policy -}}
+{{- $isExample := not (or $policy.schemaUri $policy.existingClaim $policy.configMap) -}}
+{{- $hasKey := or .Values.apiKey.value .Values.apiKey.existingSecret -}}
+{{- range .Values.env -}}
+{{- if eq (.name | default "") "POLICY_SERVER_API_KEY" }}{{ $hasKey = true }}{{ end -}}
+{{- end -}}
+{{- if eq .Values.apiKey.value "1234567asdfgh" }}{{ $hasKey = false }}{{ end -}}
+{{- $isShown := or .Values.ingress.enabled (ne .Values.service.type "ClusterIP") -}}
+{{- if and $isShown (not $hasKey) (or $isExample .Values.apiKey.value) -}}
+{{- fail "apiKey: ingress.enabled and service.type LoadBalancer or NodePort let others in, and the examples' key is known to everybody; give a key of your own" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Refuses ports, addresses, numbers of pods and places of keys that exclude each other. */}}
+{{- define "policy-server.places" -}}
+{{- $port := include "policy-server.metricsPort" . -}}
+{{- if eq $port "8000" -}}
+{{- fail "settings.METRICS_PORT: 8000 is the port of HTTP; expected another one" -}}
+{{- end -}}
+{{- if gt (int $port) 65535 -}}
+{{- fail (printf "settings.METRICS_PORT: expected up to 65535, got %s" $port) -}}
+{{- end -}}
+{{- $dashboard := include "policy-server.text" (.Values.settings.DASHBOARD_PORT | default 0) -}}
+{{- if or (eq $dashboard "8000") (eq $dashboard $port) -}}
+{{- fail (printf "settings.DASHBOARD_PORT: %s is taken by HTTP or the metrics; expected another one" $dashboard) -}}
+{{- end -}}
+{{- $host := .Values.settings.METRICS_HOST | default "" | toString -}}
+{{- if and .Values.serviceMonitor.enabled (or (hasPrefix "127." $host) (has $host (list "localhost" "::1"))) -}}
+{{- fail (printf "settings.METRICS_HOST: %s is not reached from outside the pod, and serviceMonitor.enabled has Prometheus ask there" $host) -}}
+{{- end -}}
+{{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
+{{- fail (printf "autoscaling: minReplicas is %d; expected up to maxReplicas, %d" (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- $replicas := .Values.settings.NUM_REPLICAS | default 1 | int -}}
+{{- $most := .Values.settings.MAX_REPLICAS | default 0 | int -}}
+{{- if and $most (gt $replicas $most) -}}
+{{- fail (printf "settings.MAX_REPLICAS: is %d; expected 0, or NUM_REPLICAS (%d) or more" $most $replicas) -}}
+{{- end -}}
+{{- if .Values.apiKey.value -}}
+{{- range $name, $places := include "policy-server.keyNames" . | fromYaml -}}
+{{- if and (index $.Values.settings $name) (eq $.Values.apiKey.secretKey (last $places)) -}}
+{{- fail (printf "apiKey.secretKey: %s is the place of settings.%s in the chart's Secret; expected another name" (last $places) $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Refuses what would lose versions or requests. */}}
 {{- define "policy-server.checks" -}}
 {{- $isAdmin := hasKey (include "policy-server.keys" . | fromYaml) "ADMIN_KEY" -}}
@@ -136,6 +185,8 @@ STATE_KEY: [stateKey, state-key]
 {{- if and $isAdmin $isSeveral (not .Values.ray.address) -}}
 {{- fail "ADMIN_KEY: a deploy would reach one pod only; use one pod, or ray.address, whose cluster the pods share their versions by" -}}
 {{- end -}}
+{{- include "policy-server.exposure" . -}}
+{{- include "policy-server.places" . -}}
 {{- $drain := float64 (.Values.settings.DRAIN_S | default 0) -}}
 {{- $timeout := float64 (.Values.settings.REQUEST_TIMEOUT_S | default 30) -}}
 {{- $needed := addf 5 $drain $timeout -}}
