@@ -308,6 +308,31 @@ def test_monitors_give_the_job_that_dashboard_and_alerts_know() -> None:
         assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "policy_server"}]
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param({}, None, id="none"),
+        pytest.param(
+            {"settings": {"METRICS_KEY": "a"}},
+            {"name": "mouse-policy-server", "key": "metrics-key"},
+            id="charts-own",
+        ),
+        pytest.param(
+            {"keys": {"existingSecret": "mine", "metricsKey": "scraper"}},
+            {"name": "mine", "key": "scraper"},
+            id="ones-own",
+        ),
+    ],
+)
+def test_monitor_sends_the_key_that_the_server_asks_for(
+    values: dict[str, Any], expected: dict[str, str] | None
+) -> None:
+    manifests = render({"serviceMonitor": {"enabled": True}, **values})
+
+    [endpoint] = manifests["ServiceMonitor/mouse-policy-server"]["spec"]["endpoints"]
+    assert endpoint.get("authorization", {}).get("credentials") == expected
+
+
 def test_autoscaler_owns_the_number_of_pods() -> None:
     manifests = render(VALUES["everything"])
 
@@ -486,6 +511,14 @@ def test_server_that_fetches_its_policy_needs_no_copy() -> None:
         pytest.param({"keys": {"adminKey": "b"}}, "existingSecret", id="key-of-no-secret"),
         pytest.param(
             {"service": {"type": "LoadBalancer"}}, "key of your own", id="public-balancer"
+        ),
+        pytest.param(
+            {
+                "serviceMonitor": {"enabled": True},
+                "env": [{"name": "POLICY_SERVER_METRICS_KEY", "value": "a"}],
+            },
+            "serviceMonitor.keySecret",
+            id="scrapes-without-a-key",
         ),
         pytest.param({"service": {"type": "NodePort"}}, "key of your own", id="public-node"),
         pytest.param({"ingress": {"enabled": True}}, "key of your own", id="public-ingress"),

@@ -114,6 +114,24 @@ STATE_KEY: [stateKey, state-key]
 {{- end }}
 {{- end -}}
 
+{{/* The Secret of the key that Prometheus sends, and its place there; empty where none is asked for. */}}
+{{- define "policy-server.scrapeKey" -}}
+{{- $place := index (include "policy-server.keys" . | fromYaml) "METRICS_KEY" -}}
+{{- if .Values.serviceMonitor.keySecret -}}
+name: {{ .Values.serviceMonitor.keySecret | quote }}
+key: metrics-key
+{{- else if $place -}}
+name: {{ first $place | quote }}
+key: {{ last $place | quote }}
+{{- else -}}
+{{- range .Values.env -}}
+{{- if eq (.name | default "") "POLICY_SERVER_METRICS_KEY" -}}
+{{- fail "serviceMonitor.keySecret: the server asks for POLICY_SERVER_METRICS_KEY of env; name a Secret that has it under metrics-key" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The contents of the chart's own Secret; empty where it has none. */}}
 {{- define "policy-server.secretData" -}}
 {{- if and .Values.apiKey.value (eq (include "policy-server.secret" .) (include "policy-server.name" .)) }}
