@@ -165,6 +165,41 @@ def test_stack_is_reached_from_this_machine_only() -> None:
             assert filled_in(port).split(":")[0] == "127.0.0.1"
 
 
+def test_ports_without_a_password_stay_on_this_machine() -> None:
+    for name in ("prometheus", "fluentd"):
+        [port] = SERVICES[name]["ports"]
+        assert port.startswith("127.0.0.1:")
+
+
+def test_security_names_every_port() -> None:
+    security = (ROOT / "SECURITY.md").read_text()
+
+    for name in SERVICES:
+        for port in ports(name):
+            assert f"\n| {port}, " in security, port
+
+
+def test_prometheus_has_the_key_where_the_docs_say() -> None:
+    [key] = [item for item in SERVICES["prometheus"]["configs"] if item["source"] == "metrics_key"]
+
+    assert COMPOSE["configs"]["metrics_key"]["content"] == "${POLICY_SERVER_METRICS_KEY:-}\n"
+    assert f"credentials_file: {key['target']}\n" in (ROOT / "docs/monitoring.md").read_text()
+
+
+def test_times_of_a_start_and_an_end_are_those_of_the_settings() -> None:
+    server = SERVICES["policy_server"]
+    start = float(filled_in(server["healthcheck"]["start_period"]).removesuffix("s"))
+    end = float(filled_in(server["stop_grace_period"]).removesuffix("s"))
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+
+    assert server["healthcheck"]["start_period"].startswith("${START_PERIOD:-")
+    assert server["stop_grace_period"].startswith("${STOP_GRACE_PERIOD:-")
+    assert start >= defaults["start_timeout_s"] + defaults["download_timeout_s"]
+    assert end > defaults["drain_s"] + defaults["request_timeout_s"]
+    [in_image] = re.findall(r"--start-period=(\d+)s", (ROOT / "Dockerfile").read_text())
+    assert float(in_image) == start
+
+
 def test_metrics_port_moves_in_the_container_on_the_host_and_for_prometheus() -> None:
     port = "${POLICY_SERVER_METRICS_PORT:-8080}"
 
@@ -324,7 +359,7 @@ def test_prometheus_finds_its_files_where_its_configuration_looks() -> None:
     [rules] = configuration["rule_files"]
     assert places[f"./{rules}"] == str(folder / rules)
     [files] = configuration["scrape_configs"][0]["file_sd_configs"][0]["files"]
-    [targets] = SERVICES["prometheus"]["configs"]
+    [targets] = [item for item in SERVICES["prometheus"]["configs"] if item["source"] == "targets"]
     assert Path(targets["target"]).match(str(folder / files))
 
 
