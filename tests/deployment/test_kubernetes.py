@@ -68,6 +68,7 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "moved": {"settings": {"METRICS_PORT": 8081}, "ray": {"address": "head:6379"}},
     "claim": {"policy": {"existingClaim": "policies"}, "settings": {"DASHBOARD_PORT": 8256}},
+    "kept": {"home": {"existingClaim": "versions"}, "settings": {"ADMIN_KEY": "own"}},
 }
 
 every_choice = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
@@ -520,6 +521,9 @@ def test_server_that_fetches_its_policy_needs_no_copy() -> None:
             "serviceMonitor.keySecret",
             id="scrapes-without-a-key",
         ),
+        pytest.param(
+            {"replicaCount": 2, "home": {"existingClaim": "a"}}, "folder of one pod", id="two-homes"
+        ),
         pytest.param({"service": {"type": "NodePort"}}, "key of your own", id="public-node"),
         pytest.param({"ingress": {"enabled": True}}, "key of your own", id="public-ingress"),
         pytest.param(
@@ -581,6 +585,44 @@ def test_values_that_contradict_each_other_are_refused(
         render(values)
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected_s"),
+    [
+        pytest.param({}, 900, id="defaults"),
+        pytest.param({"START_TIMEOUT_S": "1200.5"}, 1802, id="load"),
+        pytest.param({"START_TIMEOUT_S": 60, "DOWNLOAD_TIMEOUT_S": 7200}, 7260, id="fetch"),
+    ],
+)
+def test_start_may_take_as_long_as_the_settings_say(
+    settings: dict[str, Any], expected_s: int
+) -> None:
+    probe = pod_of(render({"settings": settings}))["containers"][0]["startupProbe"]
+
+    assert probe["periodSeconds"] * probe["failureThreshold"] == expected_s
+    defaults = (
+        Settings.model_fields[name].default for name in ("start_timeout_s", "download_timeout_s")
+    )
+    assert settings or sum(defaults) == expected_s
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["lost", "kept"])
+def test_deployed_versions_outlive_the_pod_on_a_volume_and_are_warned_of_without_one(
+    *, is_kept: bool
+) -> None:
+    values: dict[str, Any] = {"settings": {"ADMIN_KEY": "a"}}
+    if is_kept:
+        values["home"] = {"existingClaim": "versions"}
+    rendered = helm_python.Chart.load(CHART).render(values, name="mouse", namespace="default")
+    manifests = render(values)
+
+    [home] = [one for one in pod_of(manifests)["volumes"] if one["name"] == "policy"]
+    strategy = manifests["Deployment/mouse-policy-server"]["spec"]["strategy"]
+    [notes] = [text for path, text in rendered.items() if path.endswith("NOTES.txt")]
+    assert ("persistentVolumeClaim" in home, "emptyDir" in home) == (is_kept, not is_kept)
+    assert (strategy.get("type") == "Recreate") == is_kept
+    assert ("WARNING: versions" in notes) == (not is_kept)
+
+
 def cluster_groups() -> dict[str, Manifest]:
     spec = yaml.safe_load(CLUSTER.read_text())["spec"]
     return {"head": spec["headGroupSpec"]} | {
@@ -624,6 +666,29 @@ def test_ray_cluster_has_the_fields_of_kuberays_api() -> None:
         }
     for group in (head, *groups.values()):
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+def test_workers_of_the_ray_cluster_have_room_for_an_update_of_the_example() -> None:
+    workers = cluster_groups()["policy"]
+    [container] = workers["template"]["spec"]["containers"]
+    cpus = workers["replicas"] * int(container["resources"]["limits"]["cpu"])
+
+    pages = [CLUSTER.read_text(), (ROOT / "docs/deployment-kubernetes.md").read_text()]
+    asked = [
+        int(number)
+        for page in pages
+        for number in re.findall(r" settings.NUM_REPLICAS=(\d+)", page)
+    ]
+    assert len(asked) == 2
+    assert all(2 * replicas <= cpus for replicas in asked)
+    # Nothing scales them.
+    assert workers["minReplicas"] == workers["replicas"] == workers["maxReplicas"]
+
+
+def test_replicas_on_the_ray_cluster_are_not_nice() -> None:
+    for group in cluster_groups().values():
+        [container] = group["template"]["spec"]["containers"]
+        assert container["env"] == [{"name": "RAY_worker_niceness", "value": "0"}]
 
 
 def test_chart_joins_the_ray_cluster_of_the_example() -> None:

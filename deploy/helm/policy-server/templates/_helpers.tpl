@@ -144,6 +144,22 @@ key: {{ last $place | quote }}
 {{- end }}
 {{- end -}}
 
+{{/* How many probes, one in two seconds, a start may fail: it may fetch the policy and load it, each for
+as long as its setting says. */}}
+{{- define "policy-server.startupFailures" -}}
+{{- $load := .Values.settings.START_TIMEOUT_S | default 300 | float64 -}}
+{{- $fetch := .Values.settings.DOWNLOAD_TIMEOUT_S | default 600 | float64 -}}
+{{- divf (addf $load $fetch) 2 | ceil | int -}}
+{{- end -}}
+
+{{/* Whether versions can be deployed, by a key that the chart knows of; empty where not. */}}
+{{- define "policy-server.isAdmin" -}}
+{{- if hasKey (include "policy-server.keys" . | fromYaml) "ADMIN_KEY" }}true{{ end -}}
+{{- range .Values.env -}}
+{{- if eq (.name | default "") "POLICY_SERVER_ADMIN_KEY" }}true{{ end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Refuses to show the image's example, whose key everybody knows, beyond the cluster. */}}
 {{- define "policy-server.exposure" -}}
 {{- $policy := .Values.policy -}}
@@ -195,13 +211,13 @@ key: {{ last $place | quote }}
 
 {{/* Refuses what would lose versions or requests. */}}
 {{- define "policy-server.checks" -}}
-{{- $isAdmin := hasKey (include "policy-server.keys" . | fromYaml) "ADMIN_KEY" -}}
-{{- range .Values.env -}}
-{{- if eq (.name | default "") "POLICY_SERVER_ADMIN_KEY" }}{{ $isAdmin = true }}{{ end -}}
-{{- end -}}
+{{- $isAdmin := include "policy-server.isAdmin" . -}}
 {{- $isSeveral := or .Values.autoscaling.enabled (gt (int .Values.replicaCount) 1) -}}
 {{- if and $isAdmin $isSeveral (not .Values.ray.address) -}}
 {{- fail "ADMIN_KEY: a deploy would reach one pod only; use one pod, or ray.address, whose cluster the pods share their versions by" -}}
+{{- end -}}
+{{- if and .Values.home.existingClaim $isSeveral -}}
+{{- fail "home.existingClaim: is the folder of one pod; expected replicaCount 1 without autoscaling" -}}
 {{- end -}}
 {{- include "policy-server.exposure" . -}}
 {{- include "policy-server.places" . -}}
