@@ -26,7 +26,7 @@ RUN packages="$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_p
         "$packages/ray/core/src/ray/raylet/raylet" \
     && /opt/venv/bin/python -m pip uninstall --yes pip
 
-COPY app.py generate.py LICENSE /opt/policy-server/
+COPY app.py generate.py LICENSE deploy/place-policy.sh /opt/policy-server/
 COPY policy_server /opt/policy-server/policy_server
 COPY examples /opt/policy-server/examples
 RUN /opt/venv/bin/python -m compileall -q /opt/policy-server
@@ -60,7 +60,9 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 policy \
     && useradd --uid 10001 --gid policy --no-create-home --home-dir /tmp policy \
-    && echo "PATH=/opt/venv/bin:\$PATH" > /etc/profile.d/policy-server.sh
+    && echo "PATH=/opt/venv/bin:\$PATH" > /etc/profile.d/policy-server.sh \
+    && python -m pip uninstall --yes pip setuptools wheel \
+    && rm -rf /usr/local/lib/python3.11/ensurepip
 
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/policy-server /opt/policy-server
@@ -86,8 +88,10 @@ USER 10001:10001
 # HTTP, metrics, Ray's dashboard
 EXPOSE 8000 8080 8256
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+# A policy may be fetched for 600 s and loaded for 300 s; the first good answer ends the wait.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=900s --retries=3 \
     CMD ["python", "-S", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8000/readyz', timeout=4)"]
 
-ENTRYPOINT ["tini", "--"]
+# A folder that is mounted at /srv/given is served instead of the example.
+ENTRYPOINT ["tini", "--", "sh", "/opt/policy-server/place-policy.sh", "/srv/given"]
 CMD ["uvicorn", "app:app", "--host", "0.0.0.0", "--port", "8000"]

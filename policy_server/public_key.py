@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from policy_server.access_keys import AccessKey
 
-__all__ = ["PUBLIC_KEY", "host_of", "warn_of_public_key"]
+__all__ = ["PUBLIC_KEY", "host_of", "is_loopback", "warn_of_public_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def warn_of_public_key(keys: Iterable[AccessKey], *, host: str) -> None:
         host: the address or name that uvicorn listens on.
     """
     digest = AccessKey.of("", PUBLIC_KEY).digest
-    if any(key.digest == digest for key in keys) and not _is_loopback(host):
+    if any(key.digest == digest for key in keys) and not is_loopback(host):
         logger.warning(
             "public_api_key",
             extra={
@@ -53,7 +53,12 @@ def host_of(arguments: Sequence[str], environment: Mapping[str, str] = os.enviro
     return environment.get("UVICORN_HOST", _DEFAULT_HOST)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether an address or name to listen on is reached from this machine alone.
+
+    Args:
+        host: an address, of IPv6 with or without brackets, or a name.
+    """
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -68,7 +68,7 @@ class WebProcess:
             return
         own_port = None if self.server is None else self.server.port
         ports = {METRICS_PORT: (settings.metrics_port, settings.metrics_host)}
-        if settings.backend == "ray" and "RAY_ADDRESS" not in os.environ:
+        if settings.backend == "ray" and not os.environ.get("RAY_ADDRESS"):
             ports[_DASHBOARD_PORT] = (settings.dashboard_port, settings.dashboard_host)
         taken = {own_port: "uvicorn"}
         for setting, (port, host) in ports.items():

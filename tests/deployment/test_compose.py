@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ SETTINGS = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields}
 OTHERS = {"FORWARDED_ALLOW_IPS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"}
 PASSWORDS = {"GRAFANA_PASSWORD", "ELASTIC_PASSWORD", "KIBANA_PASSWORD"}
 OWN = dict.fromkeys([f"{ENV_PREFIX}API_KEY", *PASSWORDS], "my own")
+# What stands in this repository for a key, a password or a token.
+PUBLIC = ["1234567asdfgh", "admin", "policy_server", "a long random text"]
+KINDS = ["ADMIN", "METRICS", "STATE"]
 VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::-([^}]*))?\}")
 
 every_service = pytest.mark.parametrize("name", sorted(SERVICES))
@@ -68,6 +72,23 @@ def test_small_stack_starts_without_the_logging_stack() -> None:
     for name in SMALL:
         assert "redis" not in SERVICES[name].get("depends_on", {})
         assert not LOGGING & set(SERVICES[name].get("depends_on", {}))
+
+
+def test_server_believes_the_proxys_headers_alone() -> None:
+    [network] = COMPOSE["networks"]["web"]["ipam"]["config"]
+    proxy = filled_in(SERVICES["traefik"]["networks"]["web"]["ipv4_address"])
+    subnet, given_by_docker = (
+        ip_network(filled_in(network[name])) for name in ("subnet", "ip_range")
+    )
+    gateway = filled_in(network["gateway"])
+
+    assert filled_in(SERVICES["policy_server"]["environment"]["FORWARDED_ALLOW_IPS"]) == proxy
+    assert ip_address(proxy) in subnet
+    assert ip_address(gateway) in subnet
+    # Of clients that reach the server itself Docker may show the gateway's address.
+    assert proxy != gateway
+    # Docker gives others none that the proxy needs.
+    assert ip_address(proxy) not in given_by_docker
 
 
 @every_service
@@ -144,6 +165,41 @@ def test_stack_is_reached_from_this_machine_only() -> None:
             assert filled_in(port).split(":")[0] == "127.0.0.1"
 
 
+def test_ports_without_a_password_stay_on_this_machine() -> None:
+    for name in ("prometheus", "fluentd"):
+        [port] = SERVICES[name]["ports"]
+        assert port.startswith("127.0.0.1:")
+
+
+def test_security_names_every_port() -> None:
+    security = (ROOT / "SECURITY.md").read_text()
+
+    for name in SERVICES:
+        for port in ports(name):
+            assert f"\n| {port}, " in security, port
+
+
+def test_prometheus_has_the_key_where_the_docs_say() -> None:
+    [key] = [item for item in SERVICES["prometheus"]["configs"] if item["source"] == "metrics_key"]
+
+    assert COMPOSE["configs"]["metrics_key"]["content"] == "${POLICY_SERVER_METRICS_KEY:-}\n"
+    assert f"credentials_file: {key['target']}\n" in (ROOT / "docs/monitoring.md").read_text()
+
+
+def test_times_of_a_start_and_an_end_are_those_of_the_settings() -> None:
+    server = SERVICES["policy_server"]
+    start = float(filled_in(server["healthcheck"]["start_period"]).removesuffix("s"))
+    end = float(filled_in(server["stop_grace_period"]).removesuffix("s"))
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+
+    assert server["healthcheck"]["start_period"].startswith("${START_PERIOD:-")
+    assert server["stop_grace_period"].startswith("${STOP_GRACE_PERIOD:-")
+    assert start >= defaults["start_timeout_s"] + defaults["download_timeout_s"]
+    assert end > defaults["drain_s"] + defaults["request_timeout_s"]
+    [in_image] = re.findall(r"--start-period=(\d+)s", (ROOT / "Dockerfile").read_text())
+    assert float(in_image) == start
+
+
 def test_metrics_port_moves_in_the_container_on_the_host_and_for_prometheus() -> None:
     port = "${POLICY_SERVER_METRICS_PORT:-8080}"
 
@@ -175,7 +231,12 @@ def guarded(**given: str) -> subprocess.CompletedProcess[str]:
     [
         pytest.param({}, id="as-it-is"),
         pytest.param({"PROXY_ADDRESS": "127.0.0.1", "BIND_ADDRESS": "::1"}, id="this-machine"),
+        pytest.param({"RAY_AUTH_MODE": "disabled"}, id="open-dashboard-of-this-machine"),
         pytest.param({"PROXY_ADDRESS": "0.0.0.0", **OWN}, id="network"),  # noqa: S104 -- what is asked for
+        pytest.param(
+            {"BIND_ADDRESS": "192.0.2.1", **OWN, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "own"},
+            id="token",
+        ),
     ],
 )
 def test_guard_agrees(given: dict[str, str]) -> None:
@@ -186,20 +247,91 @@ def test_guard_agrees(given: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("address", ["PROXY_ADDRESS", "BIND_ADDRESS"])
 @pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("value", [None, "", "public"], ids=["default", "empty", "public"])
+@pytest.mark.parametrize("value", [None, "", *PUBLIC])
 def test_network_is_let_in_only_with_a_key_and_passwords_of_ones_own(
     address: str, name: str, value: str | None
 ) -> None:
-    public = {"GRAFANA_PASSWORD": "admin", "POLICY_SERVER_API_KEY": "1234567asdfgh"}
     given = {address: "192.0.2.1", **OWN}
     del given[name]
     if value is not None:
-        given[name] = public.get(name, "policy_server") if value else ""
+        given[name] = value
 
     done = guarded(**given)
 
     assert done.returncode == 1
     assert f"for {name};" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN", *(f"{ENV_PREFIX}{kind}_KEY" for kind in KINDS)])
+@pytest.mark.parametrize("value", PUBLIC)
+def test_network_is_let_in_by_no_further_key_that_everybody_knows(name: str, value: str) -> None:
+    done = guarded(BIND_ADDRESS="192.0.2.1", **OWN, **{name: value})
+
+    assert done.returncode == 1
+    assert f"for {name};" in done.stderr
+
+
+def test_values_that_the_repository_shows_for_secrets_are_public() -> None:
+    shown_text = (ROOT / ".env.example").read_text()
+    secrets = re.findall(r"^#?\w+_(?:KEY|PASSWORD|TOKEN)=(.+)$", shown_text, re.MULTILINE)
+    defaults = re.findall(r"\$\{\w+_(?:KEY|PASSWORD|TOKEN):-([^}]+)\}", TEXT)
+
+    assert secrets
+    assert {*secrets, *defaults} <= set(PUBLIC)
+
+
+@pytest.mark.parametrize("mode", ["disabled", "tokn"])
+def test_network_is_not_let_in_to_a_dashboard_without_a_token(mode: str) -> None:
+    done = guarded(BIND_ADDRESS="192.0.2.1", **OWN, RAY_AUTH_MODE=mode)
+
+    assert done.returncode == 1
+    assert f"RAY_AUTH_MODE: expected token or none where other machines are let in, got {mode}" in (
+        done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("is_first", "status", "expected"),
+    [
+        pytest.param(True, 0, "started\n", id="first"),
+        pytest.param(
+            False,
+            0,
+            "--homepath /home --config /grafana.ini admin reset-admin-password "
+            "--password-from-stdin my own\nstarted\n",
+            id="later",
+        ),
+        pytest.param(False, 1, "", id="fails"),
+    ],
+)
+def test_each_start_of_grafana_sets_its_password(
+    *, is_first: bool, status: int, expected: str, tmp_path: Path
+) -> None:
+    if not is_first:
+        (tmp_path / "grafana.db").touch()
+    stand_in = tmp_path / "grafana"
+    says = "shift; read -r password; echo $* $password" if status == 0 else "exit 1"
+    stand_in.write_text(f"#!/bin/sh\n{says}\n")
+    stand_in.chmod(0o755)
+    variables = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "GF_PATHS_DATA": str(tmp_path),
+        "GF_PATHS_HOME": "/home",
+        "GF_PATHS_CONFIG": "/grafana.ini",
+        "GF_SECURITY_ADMIN_PASSWORD": "my own",
+    }
+
+    command = ["sh", str(ROOT / "deploy/compose/grafana.sh"), "echo", "started"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stdout) == (status, expected)
+
+
+def test_grafana_starts_by_the_script_that_sets_its_password() -> None:
+    [script] = [target for source, target in mounts("grafana") if source.endswith("grafana.sh")]
+
+    assert SERVICES["grafana"]["entrypoint"] == ["/bin/sh", script]
+    assert SERVICES["grafana"]["command"] == ["/run.sh"]
 
 
 def test_addresses_inside_the_stack_are_services_on_a_common_network() -> None:
@@ -227,7 +359,7 @@ def test_prometheus_finds_its_files_where_its_configuration_looks() -> None:
     [rules] = configuration["rule_files"]
     assert places[f"./{rules}"] == str(folder / rules)
     [files] = configuration["scrape_configs"][0]["file_sd_configs"][0]["files"]
-    [targets] = SERVICES["prometheus"]["configs"]
+    [targets] = [item for item in SERVICES["prometheus"]["configs"] if item["source"] == "targets"]
     assert Path(targets["target"]).match(str(folder / files))
 
 
@@ -263,10 +395,11 @@ def test_variable_that_the_image_sets_keeps_its_value() -> None:
 
 def test_policy_is_taken_from_the_folder_unless_an_address_is_given() -> None:
     environment = SERVICES["policy_server"]["environment"]
-    [given] = [target for _, target in mounts("policy_server") if target != "/srv/policy"]
 
-    assert filled_in(environment["POLICY_SERVER_MODEL_URI"]) == f"{given}/saved_model.zip"
-    assert filled_in(environment["POLICY_SERVER_SCHEMA_URI"]) == f"{given}/schema.yaml"
+    # An address is for one policy, and schema.yaml may have several.
+    assert filled_in(environment["POLICY_SERVER_MODEL_URI"]) == ""
+    assert filled_in(environment["POLICY_SERVER_SCHEMA_URI"]) == ""
+    assert ("./examples/mouse_and_cheese", "/srv/given") in mounts("policy_server")
 
 
 def test_variables_of_fluentd_are_those_that_its_configuration_reads() -> None:
@@ -286,8 +419,7 @@ def test_env_example_has_every_variable_with_its_default() -> None:
     assert written["COMPOSE_PROFILES"] == "logging"
     defaults = {f"{ENV_PREFIX}{name.upper()}": shown(name) for name in Settings.model_fields}
     for name in (SETTINGS | set(used)) & set(written):
-        # Where the two files come from needs no word: POLICY_FOLDER says it.
-        expected = "" if name.endswith("_URI") else used.get(name) or defaults.get(name, "")
+        expected = used.get(name) or defaults.get(name, "")
         assert written[name] == expected, name
 
 

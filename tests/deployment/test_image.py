@@ -98,8 +98,14 @@ def test_server_is_not_root_and_has_no_shell_around_it() -> None:
     [command] = re.findall(r"^CMD (\[\"uvicorn.*)$", FINAL, re.MULTILINE)
 
     assert user != "0"
-    assert entry == '["tini", "--"]'
+    assert entry == '["tini", "--", "sh", "/opt/policy-server/place-policy.sh", "/srv/given"]'
     assert '"app:app"' in command
+
+
+def test_image_has_no_pip() -> None:
+    # The base image's, and what could install it again.
+    assert "python -m pip uninstall --yes pip" in FINAL
+    assert "rm -rf /usr/local/lib/python3.11/ensurepip" in FINAL
 
 
 def test_ports_are_the_servers() -> None:

@@ -32,7 +32,7 @@ Manifest = dict[str, Any]
 VALUES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "everything": {
-        "apiKey": {"value": "1234567asdfgh"},
+        "apiKey": {"value": "my own"},
         "policy": {"configMap": "policy"},
         "ingress": {"enabled": True, "className": "nginx", "path": "/app/v1", "tlsSecret": "tls"},
         "autoscaling": {"enabled": True, "targetQueueDepth": 32},
@@ -68,6 +68,7 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "moved": {"settings": {"METRICS_PORT": 8081}, "ray": {"address": "head:6379"}},
     "claim": {"policy": {"existingClaim": "policies"}, "settings": {"DASHBOARD_PORT": 8256}},
+    "kept": {"home": {"existingClaim": "versions"}, "settings": {"ADMIN_KEY": "own"}},
 }
 
 every_choice = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
@@ -122,6 +123,7 @@ def test_manifests_follow_kubernetes_schemas(values: dict[str, Any], tmp_path: P
 @every_choice
 def test_pods_are_safe_and_have_what_ray_needs(values: dict[str, Any]) -> None:
     pod = pod_of(render(values))
+    policy = values.get("policy", {})
 
     assert pod["securityContext"]["runAsNonRoot"]
     assert not pod["automountServiceAccountToken"]
@@ -133,7 +135,8 @@ def test_pods_are_safe_and_have_what_ray_needs(values: dict[str, Any]) -> None:
         }
     [container] = pod["containers"]
     mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-    assert mounted == {"/srv/policy": "policy", "/tmp": "tmp", "/dev/shm": "dshm"}  # noqa: S108 -- paths in a container
+    given = {"/source": "source"} if {"configMap", "existingClaim"} & set(policy) else {}
+    assert mounted == {"/srv/policy": "policy", "/tmp": "tmp", "/dev/shm": "dshm", **given}  # noqa: S108 -- paths in a container
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes["dshm"]["emptyDir"]["medium"] == "Memory"
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
@@ -172,6 +175,30 @@ def test_numbers_reach_the_server_as_they_are_written(given: object, expected: s
     manifests = render({"settings": {"MAX_BODY_BYTES": given}})
 
     assert variables_of(pod_of(manifests))["POLICY_SERVER_MAX_BODY_BYTES"]["value"] == expected
+
+
+PRIVATE = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param({}, None, id="nobody"),
+        pytest.param({"ingress": {"enabled": True}}, PRIVATE, id="ingress"),
+        pytest.param({"forwardedAllowIps": "192.0.2.7"}, "192.0.2.7", id="named"),
+        pytest.param(
+            {"ingress": {"enabled": True}, "forwardedAllowIps": "192.0.2.7"},
+            "192.0.2.7",
+            id="named-ingress",
+        ),
+    ],
+)
+def test_headers_of_a_proxy_are_believed_where_there_is_one(
+    values: dict[str, Any], expected: str | None
+) -> None:
+    variables = variables_of(pod_of(render({"apiKey": {"value": "own"}, **values})))
+
+    assert variables.get("FORWARDED_ALLOW_IPS", {}).get("value") == expected
 
 
 @pytest.mark.parametrize("port", [9100, "9100"])
@@ -282,6 +309,31 @@ def test_monitors_give_the_job_that_dashboard_and_alerts_know() -> None:
         assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "policy_server"}]
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param({}, None, id="none"),
+        pytest.param(
+            {"settings": {"METRICS_KEY": "a"}},
+            {"name": "mouse-policy-server", "key": "metrics-key"},
+            id="charts-own",
+        ),
+        pytest.param(
+            {"keys": {"existingSecret": "mine", "metricsKey": "scraper"}},
+            {"name": "mine", "key": "scraper"},
+            id="ones-own",
+        ),
+    ],
+)
+def test_monitor_sends_the_key_that_the_server_asks_for(
+    values: dict[str, Any], expected: dict[str, str] | None
+) -> None:
+    manifests = render({"serviceMonitor": {"enabled": True}, **values})
+
+    [endpoint] = manifests["ServiceMonitor/mouse-policy-server"]["spec"]["endpoints"]
+    assert endpoint.get("authorization", {}).get("credentials") == expected
+
+
 def test_autoscaler_owns_the_number_of_pods() -> None:
     manifests = render(VALUES["everything"])
 
@@ -387,10 +439,21 @@ def test_address_of_the_sessions_comes_from_a_secret_only() -> None:
 def test_example_that_is_served_by_default_exists() -> None:
     [container] = pod_of(render({}))["initContainers"]
 
-    paths = container["command"][1:-1]
-    assert paths
-    for path in paths:
-        assert (ROOT / path.removeprefix("/opt/policy-server/")).exists()
+    shell, script, source = container["command"]
+    assert shell == "sh"
+    assert (ROOT / "deploy" / Path(script).name).exists()
+    assert f"deploy/{Path(script).name}" in (ROOT / "Dockerfile").read_text()
+    example = ROOT / source.removeprefix("/opt/policy-server/")
+    assert {"schema.yaml", "saved_model.zip"} <= {path.name for path in example.iterdir()}
+
+
+def test_policies_of_a_schema_that_names_their_addresses_need_no_other() -> None:
+    pod = pod_of(render({"policy": {"schemaUri": "s3://bucket/schema.yaml"}}))
+    variables = variables_of(pod)
+
+    assert "initContainers" not in pod
+    assert variables["POLICY_SERVER_SCHEMA_URI"]["value"] == "s3://bucket/schema.yaml"
+    assert "POLICY_SERVER_MODEL_URI" not in variables
 
 
 def test_server_that_fetches_its_policy_needs_no_copy() -> None:
@@ -415,7 +478,7 @@ def test_server_that_fetches_its_policy_needs_no_copy() -> None:
             id="autoscaling-by-nothing",
         ),
         pytest.param({"apiKey": {"value": "a", "existingSecret": "b"}}, "not both", id="two-keys"),
-        pytest.param({"policy": {"modelUri": "s3://a"}}, "belong together", id="half-a-policy"),
+        pytest.param({"policy": {"modelUri": "s3://a"}}, "needs schemaUri", id="half-a-policy"),
         pytest.param(
             {"policy": {"configMap": "a", "existingClaim": "b"}}, "not several", id="two-policies"
         ),
@@ -447,6 +510,61 @@ def test_server_that_fetches_its_policy_needs_no_copy() -> None:
             id="two-admin-keys",
         ),
         pytest.param({"keys": {"adminKey": "b"}}, "existingSecret", id="key-of-no-secret"),
+        pytest.param(
+            {"service": {"type": "LoadBalancer"}}, "key of your own", id="public-balancer"
+        ),
+        pytest.param(
+            {
+                "serviceMonitor": {"enabled": True},
+                "env": [{"name": "POLICY_SERVER_METRICS_KEY", "value": "a"}],
+            },
+            "serviceMonitor.keySecret",
+            id="scrapes-without-a-key",
+        ),
+        pytest.param(
+            {"replicaCount": 2, "home": {"existingClaim": "a"}}, "folder of one pod", id="two-homes"
+        ),
+        pytest.param({"service": {"type": "NodePort"}}, "key of your own", id="public-node"),
+        pytest.param({"ingress": {"enabled": True}}, "key of your own", id="public-ingress"),
+        pytest.param(
+            {
+                "ingress": {"enabled": True},
+                "policy": {"configMap": "a"},
+                "apiKey": {"value": "1234567asdfgh"},
+            },
+            "key of your own",
+            id="public-key",
+        ),
+        pytest.param({"settings": {"METRICS_PORT": 8000}}, "port of HTTP", id="port-of-http"),
+        pytest.param({"settings": {"METRICS_PORT": "99999"}}, "up to 65535", id="no-port"),
+        pytest.param(
+            {"settings": {"METRICS_PORT": 9100, "DASHBOARD_PORT": "9100"}},
+            "DASHBOARD_PORT: 9100",
+            id="port-of-two",
+        ),
+        pytest.param(
+            {"settings": {"METRICS_HOST": "127.0.0.1"}, "serviceMonitor": {"enabled": True}},
+            "not reached from outside",
+            id="unreached-metrics",
+        ),
+        pytest.param(
+            {"autoscaling": {"enabled": True, "minReplicas": 9, "maxReplicas": 2}},
+            "minReplicas is 9",
+            id="least-over-most",
+        ),
+        pytest.param(
+            {"settings": {"NUM_REPLICAS": "4", "MAX_REPLICAS": 2}},
+            "MAX_REPLICAS: is 2",
+            id="replicas-over-most",
+        ),
+        pytest.param(
+            {
+                "apiKey": {"value": "a", "secretKey": "admin-key"},
+                "settings": {"ADMIN_KEY": "b"},
+            },
+            "place of settings.ADMIN_KEY",
+            id="two-keys-of-one-place",
+        ),
         pytest.param({"keys": {"existingSecret": "b"}}, "name adminKey", id="secret-of-no-key"),
         pytest.param(
             {"settings": {"DRAIN_S": 30}},
@@ -465,6 +583,44 @@ def test_values_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(helm_python.HelmError, match=message):
         render(values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected_s"),
+    [
+        pytest.param({}, 900, id="defaults"),
+        pytest.param({"START_TIMEOUT_S": "1200.5"}, 1802, id="load"),
+        pytest.param({"START_TIMEOUT_S": 60, "DOWNLOAD_TIMEOUT_S": 7200}, 7260, id="fetch"),
+    ],
+)
+def test_start_may_take_as_long_as_the_settings_say(
+    settings: dict[str, Any], expected_s: int
+) -> None:
+    probe = pod_of(render({"settings": settings}))["containers"][0]["startupProbe"]
+
+    assert probe["periodSeconds"] * probe["failureThreshold"] == expected_s
+    defaults = (
+        Settings.model_fields[name].default for name in ("start_timeout_s", "download_timeout_s")
+    )
+    assert settings or sum(defaults) == expected_s
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["lost", "kept"])
+def test_deployed_versions_outlive_the_pod_on_a_volume_and_are_warned_of_without_one(
+    *, is_kept: bool
+) -> None:
+    values: dict[str, Any] = {"settings": {"ADMIN_KEY": "a"}}
+    if is_kept:
+        values["home"] = {"existingClaim": "versions"}
+    rendered = helm_python.Chart.load(CHART).render(values, name="mouse", namespace="default")
+    manifests = render(values)
+
+    [home] = [one for one in pod_of(manifests)["volumes"] if one["name"] == "policy"]
+    strategy = manifests["Deployment/mouse-policy-server"]["spec"]["strategy"]
+    [notes] = [text for path, text in rendered.items() if path.endswith("NOTES.txt")]
+    assert ("persistentVolumeClaim" in home, "emptyDir" in home) == (is_kept, not is_kept)
+    assert (strategy.get("type") == "Recreate") == is_kept
+    assert ("WARNING: versions" in notes) == (not is_kept)
 
 
 def cluster_groups() -> dict[str, Manifest]:
@@ -510,6 +666,29 @@ def test_ray_cluster_has_the_fields_of_kuberays_api() -> None:
         }
     for group in (head, *groups.values()):
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+def test_workers_of_the_ray_cluster_have_room_for_an_update_of_the_example() -> None:
+    workers = cluster_groups()["policy"]
+    [container] = workers["template"]["spec"]["containers"]
+    cpus = workers["replicas"] * int(container["resources"]["limits"]["cpu"])
+
+    pages = [CLUSTER.read_text(), (ROOT / "docs/deployment-kubernetes.md").read_text()]
+    asked = [
+        int(number)
+        for page in pages
+        for number in re.findall(r" settings.NUM_REPLICAS=(\d+)", page)
+    ]
+    assert len(asked) == 2
+    assert all(2 * replicas <= cpus for replicas in asked)
+    # Nothing scales them.
+    assert workers["minReplicas"] == workers["replicas"] == workers["maxReplicas"]
+
+
+def test_replicas_on_the_ray_cluster_are_not_nice() -> None:
+    for group in cluster_groups().values():
+        [container] = group["template"]["spec"]["containers"]
+        assert container["env"] == [{"name": "RAY_worker_niceness", "value": "0"}]
 
 
 def test_chart_joins_the_ray_cluster_of_the_example() -> None:

@@ -62,6 +62,15 @@ def test_metrics_host_that_is_none_is_one_line(host: str, reason: str) -> None:
     )
 
 
+def test_dashboards_port_counts_where_the_clusters_address_is_empty(
+    taken: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "")
+
+    with pytest.raises(SettingsError, match=f"DASHBOARD_PORT: port {taken}"):
+        WebProcess(None, None).claim_ports(Settings(**{**FREE, "dashboard_port": taken}))
+
+
 def test_dashboards_port_counts_only_where_this_server_starts_ray(
     taken: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,24 @@ import secrets
 import sys
 from contextlib import suppress
 
+# Compose and CI write an empty variable for one that is not set. Ray would take an empty
+# RAY_AUTH_MODE for no token, with which everybody who reaches the dashboard runs code.
+for _name in (
+    "RAY_ADDRESS",
+    "RAY_AUTH_MODE",
+    "RAY_AUTH_TOKEN",
+    "RAY_ENABLE_AUTO_CONNECT",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+    "RAY_ROTATION_BACKUP_COUNT",
+    "RAY_ROTATION_MAX_BYTES",
+    "RAY_TMPDIR",
+    "RAY_USAGE_STATS_ENABLED",
+    "RAY_enable_metrics_collection",
+    "RAY_event_stats_print_interval_ms",
+    "RAY_worker_niceness",
+):
+    if not os.environ.get(_name, "unset"):
+        del os.environ[_name]
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # A call that still runs when Ray is shut down would start another Ray, and wait for it.
@@ -31,7 +49,7 @@ if "RAY_ADDRESS" not in os.environ:
 if "ray" not in sys.modules and not {"RAY_AUTH_MODE", "RAY_ADDRESS"} & os.environ.keys():
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-from policy_server.backends.ray.slim_serve import import_serve
+from policy_server.backends.ray.slim_serve import import_serve  # noqa: E402 -- reads the environment too
 
 import_serve()
 with suppress(ImportError):

@@ -17,6 +17,7 @@ from ray.exceptions import RayTaskError
 
 from policy_server.backends.ray.slim_serve import without_data_frames
 from policy_server.errors import NotReadyError, SettingsError
+from policy_server.public_key import is_loopback
 from policy_server.settings import without_variables
 from policy_server.telemetry import adopt_loggers
 
@@ -29,8 +30,11 @@ __all__ = [
     "restore_signal_handlers",
     "sockets_hint",
     "use_token",
+    "warn_of_open_dashboard",
     "without_proxies",
 ]
+
+logger = logging.getLogger(__name__)
 
 # Ray sends its last metrics to an agent that may have died, and waits for it: 10 s unless told.
 _EXPORT_TIMEOUT, _EXPORT_TIMEOUT_S = "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "1s"
@@ -62,15 +66,15 @@ def use_token() -> None:
 
     Any program that reaches an unguarded Ray can run code. The package chooses a token when it is
     imported, unless the operator has chosen one or none; this function does so for a program that
-    has imported Ray before.
+    has imported Ray before. An empty `RAY_AUTH_MODE` is no choice.
 
     Raises:
         SettingsError: if Ray can't be told any more that there is a token.
     """
-    if "RAY_AUTH_MODE" in os.environ:
+    if os.environ.get("RAY_AUTH_MODE"):
         return
     os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN"] = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)
     try:
         # Ray has read its environment; this is its own way to have it read again.
         from ray._raylet import Config  # type: ignore[attr-defined]  # a compiled module
@@ -81,6 +85,26 @@ def use_token() -> None:
             "ray: was imported before policy_server, and would run without a token; set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the environment"
         ) from error
+
+
+def warn_of_open_dashboard(*, host: str) -> None:
+    """Log a warning if other machines reach a dashboard that asks for no token.
+
+    Args:
+        host: the address that the dashboard listens on.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    # Ray takes every other mode, a misspelt one too, for none.
+    if mode.lower() != "token" and not is_loopback(host):
+        logger.warning(
+            "open_dashboard",
+            extra={
+                "host": host,
+                "reason": f"RAY_AUTH_MODE is {mode!r}, so that whoever reaches Ray's dashboard "
+                "runs code on this machine; set it to token, or POLICY_SERVER_DASHBOARD_HOST to "
+                "127.0.0.1",
+            },
+        )
 
 
 def connect(

@@ -22,6 +22,7 @@ from policy_server.backends.ray.connection import (
     reason_of,
     sockets_hint,
     use_token,
+    warn_of_open_dashboard,
 )
 from policy_server.backends.ray.slim_serve import write_left_out
 from policy_server.backends.ray_guard import start_guard
@@ -192,6 +193,7 @@ class OwnRay:
 
     def _announce_dashboard(self, folder: Path) -> None:
         host, port = self._settings.dashboard_host, self._settings.dashboard_port
+        warn_of_open_dashboard(host=host)
         self.addresses["dashboard"] = f"http://{host}:{port}"
         if token := os.environ.get("RAY_AUTH_TOKEN"):
             (folder / "dashboard-token").touch(mode=0o600)
@@ -208,7 +210,7 @@ class OwnRay:
             environment=self._environment(),
             start_timeout_s=self._settings.start_timeout_s,
         )
-        if f"RAY_{_METRICS}" in os.environ:
+        if os.environ.get(f"RAY_{_METRICS}"):
             port = self._node.metrics_export_port
             self.addresses[RAY_METRICS] = f"http://127.0.0.1:{port}/metrics"
         connect(self._node.gcs_address)
@@ -239,7 +241,7 @@ class OwnRay:
             "_system_config": {
                 **_REMEMBERED,
                 # Here it would go before the variable.
-                **({} if f"RAY_{_METRICS}" in os.environ else {_METRICS: False}),
+                **({} if os.environ.get(f"RAY_{_METRICS}") else {_METRICS: False}),
             },
         }
 

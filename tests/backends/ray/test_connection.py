@@ -10,6 +10,7 @@ import pytest
 from policy_server.backends.ray.connection import (
     as_not_ready_error,
     sockets_hint,
+    warn_of_open_dashboard,
     without_proxies,
 )
 from policy_server.errors import NotReadyError
@@ -70,3 +71,54 @@ def test_temporary_folder_where_ray_makes_no_sockets_is_named(folder: str) -> No
 
 def test_other_temporary_folders_are_not_to_blame() -> None:
     assert sockets_hint("/scratch") == ""
+
+
+MODE_OF_RAY = (
+    "import os; import policy_server.backends.ray; "
+    "from policy_server.backends.ray.connection import use_token; use_token(); "
+    "from ray._raylet import AuthenticationMode, get_authentication_mode; "
+    "print(get_authentication_mode() == AuthenticationMode.TOKEN, "
+    "len(os.environ['RAY_AUTH_TOKEN']))"
+)
+
+
+# Ray itself ends at its import by a signal where a number is empty.
+@pytest.mark.parametrize(
+    ("first", "empty"),
+    [
+        pytest.param("", ["RAY_ADDRESS", "RAY_worker_niceness", "RAY_TMPDIR"], id="server-first"),
+        pytest.param("import ray; ", [], id="ray-first"),
+    ],
+)
+def test_ray_asks_for_a_token_where_its_variables_are_empty(
+    first: str, empty: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *empty):
+        monkeypatch.setenv(name, "")
+
+    ended = run(sys.executable, "-c", first + MODE_OF_RAY)
+
+    assert ended.stdout.split() == ["True", "64"]
+
+
+@pytest.mark.parametrize("mode", ["disabled", "tokn", ""])
+def test_dashboard_without_a_token_that_others_reach_is_warned_of(
+    mode: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+
+    warn_of_open_dashboard(host="0.0.0.0")  # noqa: S104 -- what is warned of
+
+    [record] = caplog.records
+    assert record.getMessage() == "open_dashboard"
+
+
+@pytest.mark.parametrize(("mode", "host"), [("token", "0.0.0.0"), ("disabled", "127.0.0.1")])  # noqa: S104 -- what is tried
+def test_dashboard_with_a_token_or_on_this_machine_is_not_warned_of(
+    mode: str, host: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", mode)
+
+    warn_of_open_dashboard(host=host)
+
+    assert not caplog.records

@@ -38,10 +38,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if . }}{{ $given = add1 $given }}{{ end -}}
 {{- end -}}
 {{- if gt (int $given) 1 -}}
-{{- fail "policy: give modelUri and schemaUri, or existingClaim, or configMap; not several" -}}
+{{- fail "policy: give schemaUri, with or without modelUri, or existingClaim, or configMap; not several" -}}
 {{- end -}}
-{{- if and $uris (not (and .Values.policy.modelUri .Values.policy.schemaUri)) -}}
-{{- fail "policy: modelUri and schemaUri belong together" -}}
+{{- if and .Values.policy.modelUri (not .Values.policy.schemaUri) -}}
+{{- fail "policy: modelUri needs schemaUri, which describes it" -}}
 {{- end -}}
 {{- if not $uris -}}
 {{- if or .Values.policy.existingClaim .Values.policy.configMap -}}
@@ -49,6 +49,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- else -}}
 /opt/policy-server/examples/{{ .Values.policy.example }}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whose x-forwarded-* headers are believed; empty for nobody's. Without an ingress, a client's own
+address may be a private one, and its headers would say another. */}}
+{{- define "policy-server.forwarded" -}}
+{{- if .Values.forwardedAllowIps -}}
+{{- .Values.forwardedAllowIps -}}
+{{- else if .Values.ingress.enabled -}}
+10.0.0.0/8,172.16.0.0/12,192.168.0.0/16
 {{- end -}}
 {{- end -}}
 
@@ -104,6 +114,24 @@ STATE_KEY: [stateKey, state-key]
 {{- end }}
 {{- end -}}
 
+{{/* The Secret of the key that Prometheus sends, and its place there; empty where none is asked for. */}}
+{{- define "policy-server.scrapeKey" -}}
+{{- $place := index (include "policy-server.keys" . | fromYaml) "METRICS_KEY" -}}
+{{- if .Values.serviceMonitor.keySecret -}}
+name: {{ .Values.serviceMonitor.keySecret | quote }}
+key: metrics-key
+{{- else if $place -}}
+name: {{ first $place | quote }}
+key: {{ last $place | quote }}
+{{- else -}}
+{{- range .Values.env -}}
+{{- if eq (.name | default "") "POLICY_SERVER_METRICS_KEY" -}}
+{{- fail "serviceMonitor.keySecret: the server asks for POLICY_SERVER_METRICS_KEY of env; name a Secret that has it under metrics-key" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The contents of the chart's own Secret; empty where it has none. */}}
 {{- define "policy-server.secretData" -}}
 {{- if and .Values.apiKey.value (eq (include "policy-server.secret" .) (include "policy-server.name" .)) }}
@@ -116,16 +144,83 @@ STATE_KEY: [stateKey, state-key]
 {{- end }}
 {{- end -}}
 
+{{/* How many probes, one in two seconds, a start may fail: it may fetch the policy and load it, each for
+as long as its setting says. */}}
+{{- define "policy-server.startupFailures" -}}
+{{- $load := .Values.settings.START_TIMEOUT_S | default 300 | float64 -}}
+{{- $fetch := .Values.settings.DOWNLOAD_TIMEOUT_S | default 600 | float64 -}}
+{{- divf (addf $load $fetch) 2 | ceil | int -}}
+{{- end -}}
+
+{{/* Whether versions can be deployed, by a key that the chart knows of; empty where not. */}}
+{{- define "policy-server.isAdmin" -}}
+{{- if hasKey (include "policy-server.keys" . | fromYaml) "ADMIN_KEY" }}true{{ end -}}
+{{- range .Values.env -}}
+{{- if eq (.name | default "") "POLICY_SERVER_ADMIN_KEY" }}true{{ end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Refuses to show the image's example, whose key everybody knows, beyond the cluster. */}}
+{{- define "policy-server.exposure" -}}
+{{- $policy := .Values.policy -}}
+{{- $isExample := not (or $policy.schemaUri $policy.existingClaim $policy.configMap) -}}
+{{- $hasKey := or .Values.apiKey.value .Values.apiKey.existingSecret -}}
+{{- range .Values.env -}}
+{{- if eq (.name | default "") "POLICY_SERVER_API_KEY" }}{{ $hasKey = true }}{{ end -}}
+{{- end -}}
+{{- if eq .Values.apiKey.value "1234567asdfgh" }}{{ $hasKey = false }}{{ end -}}
+{{- $isShown := or .Values.ingress.enabled (ne .Values.service.type "ClusterIP") -}}
+{{- if and $isShown (not $hasKey) (or $isExample .Values.apiKey.value) -}}
+{{- fail "apiKey: ingress.enabled and service.type LoadBalancer or NodePort let others in, and the examples' key is known to everybody; give a key of your own" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Refuses ports, addresses, numbers of pods and places of keys that exclude each other. */}}
+{{- define "policy-server.places" -}}
+{{- $port := include "policy-server.metricsPort" . -}}
+{{- if eq $port "8000" -}}
+{{- fail "settings.METRICS_PORT: 8000 is the port of HTTP; expected another one" -}}
+{{- end -}}
+{{- if gt (int $port) 65535 -}}
+{{- fail (printf "settings.METRICS_PORT: expected up to 65535, got %s" $port) -}}
+{{- end -}}
+{{- $dashboard := include "policy-server.text" (.Values.settings.DASHBOARD_PORT | default 0) -}}
+{{- if or (eq $dashboard "8000") (eq $dashboard $port) -}}
+{{- fail (printf "settings.DASHBOARD_PORT: %s is taken by HTTP or the metrics; expected another one" $dashboard) -}}
+{{- end -}}
+{{- $host := .Values.settings.METRICS_HOST | default "" | toString -}}
+{{- if and .Values.serviceMonitor.enabled (or (hasPrefix "127." $host) (has $host (list "localhost" "::1"))) -}}
+{{- fail (printf "settings.METRICS_HOST: %s is not reached from outside the pod, and serviceMonitor.enabled has Prometheus ask there" $host) -}}
+{{- end -}}
+{{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
+{{- fail (printf "autoscaling: minReplicas is %d; expected up to maxReplicas, %d" (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- $replicas := .Values.settings.NUM_REPLICAS | default 1 | int -}}
+{{- $most := .Values.settings.MAX_REPLICAS | default 0 | int -}}
+{{- if and $most (gt $replicas $most) -}}
+{{- fail (printf "settings.MAX_REPLICAS: is %d; expected 0, or NUM_REPLICAS (%d) or more" $most $replicas) -}}
+{{- end -}}
+{{- if .Values.apiKey.value -}}
+{{- range $name, $places := include "policy-server.keyNames" . | fromYaml -}}
+{{- if and (index $.Values.settings $name) (eq $.Values.apiKey.secretKey (last $places)) -}}
+{{- fail (printf "apiKey.secretKey: %s is the place of settings.%s in the chart's Secret; expected another name" (last $places) $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Refuses what would lose versions or requests. */}}
 {{- define "policy-server.checks" -}}
-{{- $isAdmin := hasKey (include "policy-server.keys" . | fromYaml) "ADMIN_KEY" -}}
-{{- range .Values.env -}}
-{{- if eq (.name | default "") "POLICY_SERVER_ADMIN_KEY" }}{{ $isAdmin = true }}{{ end -}}
-{{- end -}}
+{{- $isAdmin := include "policy-server.isAdmin" . -}}
 {{- $isSeveral := or .Values.autoscaling.enabled (gt (int .Values.replicaCount) 1) -}}
 {{- if and $isAdmin $isSeveral (not .Values.ray.address) -}}
 {{- fail "ADMIN_KEY: a deploy would reach one pod only; use one pod, or ray.address, whose cluster the pods share their versions by" -}}
 {{- end -}}
+{{- if and .Values.home.existingClaim $isSeveral -}}
+{{- fail "home.existingClaim: is the folder of one pod; expected replicaCount 1 without autoscaling" -}}
+{{- end -}}
+{{- include "policy-server.exposure" . -}}
+{{- include "policy-server.places" . -}}
 {{- $drain := float64 (.Values.settings.DRAIN_S | default 0) -}}
 {{- $timeout := float64 (.Values.settings.REQUEST_TIMEOUT_S | default 30) -}}
 {{- $needed := addf 5 $drain $timeout -}}
