@@ -245,7 +245,7 @@ class _Unix(urllib.request.HTTPHandler):
         return self.do_open(connection, req)  # type: ignore[arg-type]  # it makes one
 
 
-def _detail(body: bytes | None) -> Any:  # noqa: ANN401 -- a text, or a list of mistakes
+def _detail(body: bytes | bytearray | None) -> Any:  # noqa: ANN401 -- a text, or a list of mistakes
     """Return the reason of a refusal, which may be a proxy's page."""
     try:
         return json.loads(body or b"{}")["detail"]

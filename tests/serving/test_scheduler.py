@@ -6,6 +6,7 @@ import asyncio
 import time
 import traceback
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
