@@ -8,6 +8,8 @@ Source: `pickletools`, which describes the operations and reads their arguments.
 
 from __future__ import annotations
 
+# Python imports the codec of the first protocol's texts where it first meets one; here none is.
+import encodings.raw_unicode_escape  # noqa: F401 -- as said
 import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
