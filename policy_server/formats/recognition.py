@@ -143,9 +143,20 @@ def _is_tensorflow_checkpoint(known: Collection[str]) -> bool:
     )
 
 
+def _is_sbx(known: Collection[str]) -> bool:
+    """Return whether stable-baselines3's `model.save` wrote it for a network of JAX."""
+    marks = ("_stable_baselines3_version", "system_info.txt", "pytorch_variables.pth")
+    return "data" in known and "policy.pth" not in known and any(name in known for name in marks)
+
+
 _MEMBERS: Mapping[str, Callable[[Collection[str]], bool]] = {
     "a TensorFlow SavedModel": _has("saved_model.pb"),
     "a stable-baselines3 policy": _has("data", "policy.pth"),
+    "a policy of SBX, whose network of JAX is pickled among its settings; train it with "
+    "stable-baselines3, or write its actor as a SavedModel by `jax2tf`": _is_sbx,
+    "a policy of Stable Baselines 2: weights without their network; load it there, and write its "
+    "action probabilities or its action as a SavedModel by "
+    "`tf.compat.v1.saved_model.simple_save`": _has("data", "parameters", "parameter_list"),
     "an RLlib policy of the old API stack": _has("rllib_checkpoint.json", "policy_state.pkl"),
     "an RLlib checkpoint": _has("rllib_checkpoint.json"),
     "an RLlib module": lambda known: any("module_state." in name for name in known),

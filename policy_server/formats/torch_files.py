@@ -28,6 +28,9 @@ _ONNX = (
 )
 # The parts of any tensors by name.
 _PLAIN = ("torch.", "collections.", "numpy.", "_codecs.", "builtins.", "__builtin__.")
+# The attributes of each `torch.nn.Module`, as its pickle has them.
+_MODULE_PARTS = frozenset(("_modules", "_parameters"))
+_LONGEST_NAME = 200
 # The phrases for the two kinds that hold a network.
 SCRIPT = (
     "a TorchScript module, whose code is not run; in RSL-RL export "
@@ -94,13 +97,13 @@ def describe_tensors(content: bytes) -> str:
             f"a whole PyTorch module ({own[:80]}), which only its own code can load; give the "
             "checkpoint that `Algorithm.save` or `save_to_path` writes"
         )
-    if own is not None or any(name.startswith("torch.nn.modules.") for name in classes):
+    # Spaces and settings of other libraries lie beside weights too.
+    if not _MODULE_PARTS.isdisjoint(words):
         of = "" if own is None else f" ({own[:80]})"
         return f"a whole PyTorch module{of}, which only its own code can load; {_ONNX}"
-    return next(
-        (phrase for phrase, is_it in _KINDS.items() if is_it(words)),
-        f"a PyTorch file of weights without their network; {_ONNX}",
-    )
+    known = next((phrase for phrase, is_it in _KINDS.items() if is_it(words)), None)
+    beside = "" if own is None else f", with objects such as {own[:80]},"
+    return known or f"a PyTorch file of weights{beside} without their network; {_ONNX}"
 
 
 def _words_of(content: bytes) -> tuple[set[str], list[str]]:
@@ -118,7 +121,8 @@ def _words_of(content: bytes) -> tuple[set[str], list[str]]:
                 classes.append(".".join(last))
             elif isinstance(argument, str):
                 words.add(argument)
-                last = [last[1], argument]
+                # One text may stand in many names.
+                last = [last[1], argument[:_LONGEST_NAME]]
     except (ValueError, IndexError):
         # A damaged file is named by what could be read of it.
         return words, classes
@@ -144,6 +148,10 @@ def _is_rsl_rl(words: Collection[str]) -> bool:
 
 
 _KINDS: Mapping[str, Callable[[Collection[str]], bool]] = {
+    "a policy of stable-baselines3 as `model.policy.save` writes it: weights with their spaces; "
+    "give the .zip that `model.save` wrote": _has(
+        "state_dict", "observation_space", "action_space"
+    ),
     "the state of a PyTorch optimizer, without the network; give the policy's own file": (
         _is_optimizer
     ),

@@ -140,6 +140,54 @@ def test_weights_are_named_by_their_library(words: list[str], phrase: str) -> No
     assert describe_tensors(pickle.dumps(words)).startswith(phrase)
 
 
+@pytest.mark.parametrize(
+    ("names", "words", "phrase", "remedy"),
+    [
+        (
+            ["gymnasium.spaces.box Box", "torch.nn.modules.activation Tanh"],
+            ["state_dict", "action_net.weight", "data", "observation_space", "action_space"],
+            "a policy of stable-baselines3 as `model.policy.save` writes it: weights with their",
+            "give the .zip that `model.save` wrote",
+        ),
+        (
+            ["argparse Namespace"],
+            ["args", "actor_mean.0.weight"],
+            "weights as CleanRL saves them",
+            "torch.onnx.export(",
+        ),
+        (
+            ["omegaconf.dictconfig DictConfig"],
+            ["config", "layer.weight"],
+            "a PyTorch file of weights, with objects such as omegaconf.dictconfig.DictConfig,",
+            "torch.onnx.export(",
+        ),
+        (
+            ["my_code Net", "torch.nn.modules.linear Linear"],
+            ["_parameters", "_modules", "action_net.weight"],
+            "a whole PyTorch module (my_code.Net), which only its own code can load",
+            "torch.onnx.export(",
+        ),
+        (
+            ["torch.nn.modules.container Sequential"],
+            ["_parameters", "_modules"],
+            "a whole PyTorch module, which only its own code can load",
+            "torch.onnx.export(",
+        ),
+    ],
+    ids=["sb3-policy", "cleanrl", "others", "module", "torch-module"],
+)
+def test_foreign_class_alone_makes_no_module(
+    names: list[str], words: list[str], phrase: str, remedy: str
+) -> None:
+    classes = b"".join(f"c{name}\n".replace(" ", "\n").encode() for name in names)
+    content = b"\x80\x02(" + classes + pickle.dumps(words, 2)[2:-1] + b"t."
+
+    described = describe_tensors(content)
+
+    assert described.startswith(phrase)
+    assert remedy in described
+
+
 def test_whole_module_of_rllib_is_sent_to_its_checkpoint() -> None:
     content = b"\x80\x02cray.rllib.models.torch.fcnet\nFullyConnectedNetwork\n)\x81."
 
@@ -179,6 +227,9 @@ def test_file_that_cant_be_told_or_read_has_no_name(tmp_path: Path) -> None:
         (["policy.onnx", "policy.onnx.data"], "an ONNX model"),
         (["checkpoint", "m.index", "m.data-00000-of-00001"], "a TensorFlow checkpoint"),
         (["_METADATA", "manifest.ocdbt", "d/0"], "an Orbax checkpoint of JAX"),
+        (["data", "_stable_baselines3_version", "system_info.txt"], "a policy of SBX"),
+        (["data", "pytorch_variables.pth"], "a policy of SBX"),
+        (["data", "parameters", "parameter_list"], "a policy of Stable Baselines 2"),
         (["w.npy", "b.npy"], "an archive of NumPy arrays"),
     ],
 )

@@ -75,6 +75,13 @@ HARMS: Mapping[str, Harm] = {
         writer=_raw.SummaryWriter(), logdir=path, max_queue=1, flush_millis=1, filename_suffix="x"
     ),
     "QueueDequeueV2": _dequeued,
+    "RestoreV2": lambda path: _raw.RestoreV2(
+        prefix=path, tensor_names=["x"], shape_and_slices=[""], dtypes=[tf.float32]
+    )[0],
+    "Restore": lambda path: _raw.Restore(file_pattern=path, tensor_name="x", dt=tf.float32),
+    "RestoreSlice": lambda path: _raw.RestoreSlice(
+        file_pattern=path, tensor_name="x", shape_and_slice="", dt=tf.float32
+    ),
     "a vocabulary": lambda _: _raw.FixedUnigramCandidateSampler(
         **{"true_classes": tf.constant([[1]], tf.int64), "num_true": 1, "num_sampled": 1},
         **{"unique": False, "range_max": 3, "vocab_file": "/etc/hostname"},
@@ -92,9 +99,6 @@ WASTE: Mapping[str, Harm] = {
     "a failing check": lambda _: _raw.Assert(condition=False, data=["harm"]),
     "a line": lambda _: _raw.PrintV2(input="harm", output_stream="stderr"),
     "a division by zero": lambda _: tf.math.floordiv(1, tf.constant(0)),
-    "another checkpoint": lambda path: _raw.RestoreV2(
-        prefix=path, tensor_names=["x"], shape_and_slices=[""], dtypes=[tf.float32]
-    )[0],
 }
 """What TensorFlow may well run: it fails, or changes nothing."""
 

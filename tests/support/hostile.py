@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["ATTACKS", "BOMBS", "HARMLESS", "call"]
 
@@ -147,6 +147,30 @@ def _laughs(opened: bytes, closed: bytes) -> bytes:
 _LISTS, _TUPLES = _laughs(b"](", b"e"), _laughs(b"(", b"t")
 _MEGABYTE = _text("x" * 1_000_000) + b"\x940"
 _ITEMS = b"](" + b"K\x01" * 100_000 + b"e\x940"
+
+
+def _pairs_of_one_hash(count: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield pairs of whole numbers, eight bytes each, which have one hash as tuples."""
+    # Source: `tuplehash` in CPython's Objects/tupleobject.c, whose steps are undone for the second.
+    first, second, start, word = (
+        11400714785074694791,
+        14029467366897019727,
+        2870177450012600261,
+        2**64,
+    )
+    found, number, goal = 0, 2**40, None
+    while found < count:
+        number += 1
+        behind = (start + number * second) % word
+        behind = ((behind << 31) | (behind >> 33)) * first % word
+        goal = behind + 7 * second if goal is None else goal
+        other = (goal - behind) * pow(second, -1, word) % word
+        # The hash of a number below this is itself.
+        if other < 2**61 - 1:
+            found += 1
+            yield number.to_bytes(8, "little"), other.to_bytes(8, "little")
+
+
 _ENCODED = b"c_codecs\nencode\nh\x00" + _text("latin1") + b"\x86Ra"
 _BYTES = b"B" + struct.pack("<I", 1_000_000) + bytes(1_000_000) + b"\x940"
 _BYTE_TYPE = _DTYPE + _text("u1") + b"\x85R\x940"
@@ -155,6 +179,12 @@ _SUBARRAY = (
     b"(K\x03" + _text("<") + _DOUBLES + b"I1000000000\n\x85\x86NN" + b"J\xff\xff\xff\xff" * 2
 )
 _OF_ONE_HASH = (b"\x8a\x0c" + (n * (2**61 - 1)).to_bytes(12, "little") for n in range(1, 100_000))
+
+# Tuples of two numbers, all with the hash of (1, 2): the second is chosen for the first.
+_ONE_HASH = b"".join(b"\x8a\x08%b\x8a\x08%b\x86N" % pair for pair in _pairs_of_one_hash(16_000))
+_TWO_TEXTS = b"".join((b"X", struct.pack("<I", 10_000_000), b"x" * 10_000_000, b"\x940")) * 2
+_TUPLE_OF_MANY = b"(" + b"N" * 100_000 + b"t\x940"
+_LONG_NAME = _text("gymnasium.spaces." + "x" * 2_000_000) + b"\x940" + _text("X") + b"\x940"
 
 BOMBS: Mapping[str, bytes] = {
     "lists of lists": _P4 + _LISTS + b".",
@@ -179,6 +209,44 @@ BOMBS: Mapping[str, bytes] = {
     "a dictionary in itself": _P4 + b"}\x94K\x01h\x00s.",
     "many classes": b"".join(b"cgymnasium.spaces.x\nc%d\n0" % n for n in range(150_000)) + b"N.",
     "keys of one hash": b"\x80\x02}(" + b"".join(key + b"N" for key in _OF_ONE_HASH) + b"u.",
+    "tuples of one hash": b"\x80\x02}(" + _ONE_HASH + b"u.",
+    "set of tuples of one hash": _P4 + b"\x8f(" + _ONE_HASH.replace(b"\x86N", b"\x86") + b"\x90.",
+    "numbers as keys": _P4
+    + b"}("
+    + b"".join(b"J" + struct.pack("<i", n) + b"N" for n in range(20_000))
+    + b"u.",
+    "numbers with a point as keys": _P4
+    + b"\x8f("
+    + b"".join(b"G" + struct.pack(">d", n) for n in range(20_000))
+    + b"\x90.",
+    "long texts that are compared as keys": _P4
+    + _TWO_TEXTS
+    + b"}"
+    + b"h\x00Nsh\x01Ns" * 80_000
+    + b".",
+    "a long name many times": _P4 + _LONG_NAME + b"h\x00h\x01\x930" * 120_000 + b"N.",
+    "a state of many parts": _P4
+    + _TUPLE_OF_MANY
+    + b"cgymnasium.spaces.x\nX\n)\x81"
+    + b"h\x00b" * 150_000
+    + b".",
+    "a number of a long text": _P4
+    + b"".join((b"X", struct.pack("<I", 1_000_000), b"1" * 1_000_000, b"\x940"))
+    + b"cbuiltins\ncomplex\n\x940"
+    + b"h\x01h\x00h\x00\x86R0" * 50_000
+    + b"N.",
+    "an array's shape of huge numbers": _ARRAY
+    + b"(K\x01("
+    + (b"\x8b" + struct.pack("<i", 1500) + b"\x7f" * 1500) * 32
+    + b"t"
+    + _DOUBLES
+    + b"\x89C\x00tb.",
+    "an array's shape of many numbers": _ARRAY
+    + b"(K\x01("
+    + b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f" * 32
+    + b"t"
+    + _DOUBLES
+    + b"\x89C\x00tb.",
     "an array of any size": b"cnumpy\nndarray\n(I9999999999\ntR.",
     "an array's size by its state": b"".join(
         (_ARRAY, b"(K\x01(I99999999\nI99999999\nt", _DOUBLES, b"\x89C\x00tb.")

@@ -8,6 +8,8 @@ Source: `pickletools`, which describes the operations and reads their arguments.
 
 from __future__ import annotations
 
+# Python imports the codec of the first protocol's texts where it first meets one; here none is.
+import encodings.raw_unicode_escape  # noqa: F401 -- as said
 import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,13 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.formats.pickles.makers import (
-    Budget,
-    Maker,
-    checked_key,
-    restore_array,
-    restore_dtype,
-)
+from policy_server.formats.pickles.budget import Budget, Maker, checked_key, checked_literal
+from policy_server.formats.pickles.makers import restore_array, restore_dtype
 from policy_server.formats.pickles.stubs import PickleFaultError, Stub
 
 __all__ = ["Machine"]
@@ -32,6 +29,7 @@ _NEWEST_PROTOCOL = 5
 _SPARE_BYTES = 1024 * 1024
 # The fewest that an attribute of an object takes in a pickle.
 _ATTRIBUTE_BYTES = 4
+_LONGEST_NAME = 1024
 
 
 class Machine:
@@ -75,7 +73,7 @@ class Machine:
             if number >= _MOST_OPERATIONS:
                 raise PickleFaultError(f"has more than {_MOST_OPERATIONS} operations")
             if name in _LITERALS:
-                self._stack.append(argument)
+                self._stack.append(checked_literal(argument))
             elif name in _CONSTANTS:
                 self._stack.append(_CONSTANTS[name]())
             elif (carry_out := _OPERATIONS.get(name)) is not None:
@@ -136,7 +134,7 @@ class Machine:
         self._stack.append(items)
 
     def _frozenset(self, _: object) -> None:
-        items = frozenset(map(checked_key, self._since_mark()))
+        items = frozenset(checked_key(item, self._budget) for item in self._since_mark())
         self._stack.append(items)
 
     def _dict(self, _: object) -> None:
@@ -165,7 +163,7 @@ class Machine:
         items = self._since_mark()
         target = self._stack[-1]
         if isinstance(target, set):
-            target.update(map(checked_key, items))
+            target.update(checked_key(item, self._budget) for item in items)
         else:
             self._add_items_of(target, items)
 
@@ -182,7 +180,7 @@ class Machine:
         if not isinstance(entries, dict):
             raise PickleFaultError(f"sets a key of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            entries[checked_key(key)] = value
+            entries[checked_key(key, self._budget)] = value
 
     def _name(self, text: str) -> None:
         module, _, name = text.partition(" ")
@@ -192,6 +190,9 @@ class Machine:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise PickleFaultError("names a class by something other than text")
+        # One text may stand in many names.
+        if len(module) + len(name) > _LONGEST_NAME:
+            raise PickleFaultError(f"has a name of more than {_LONGEST_NAME} characters")
         self._stack.append(self._names(f"{module}.{name}"))
 
     def _reduce(self, _: object) -> None:
@@ -218,6 +219,8 @@ class Machine:
     def _build(self, _: object) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, Stub):
+            # One tuple may be the state of many objects.
+            self._budget.spend(len(state) if isinstance(state, tuple) else 1)
             target.restore(state, self._spend_attributes)
         elif isinstance(target, np.ndarray):
             restore_array(target, state, self._budget)

@@ -6,83 +6,26 @@ a budget: a pickle of a few bytes may call them a million times on one large obj
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from policy_server.formats.pickles.budget import Budget, Maker, checked_key
 from policy_server.formats.pickles.stubs import PickleFaultError, Stub, stub_class
 
-__all__ = ["MAKERS", "Budget", "Maker", "checked_key", "restore_array", "restore_dtype"]
+__all__ = ["MAKERS", "restore_array", "restore_dtype"]
 
 # Of numbers alone: the state of other types has a size that a pickle could set at will.
 _DTYPE = re.compile(r"[<>|=]?([?bBhHiIlLqQfdg]|[biufc]\d{1,2})")
 _MOST_DIMENSIONS = 32
-_MOST_KEY_PARTS = 16
-_LARGEST_KEY = 2**63
+_LARGEST_SIZE = 2**40
 # A state of an array is version, shape, type, whether by columns, and numbers.
 _ARRAY_STATE_PARTS = 5
-
-
-class Budget:
-    """The bytes that the calls of one pickle may make; owned by its reading."""
-
-    def __init__(self, most_bytes: int) -> None:
-        """Begin with all of it.
-
-        Args:
-            most_bytes: the sum of all results.
-        """
-        self._left = most_bytes
-
-    def spend(self, count: int, *, item_bytes: int = 1) -> None:
-        """Take some away.
-
-        Args:
-            count: the number of items.
-            item_bytes: the size of each.
-
-        Raises:
-            PickleFaultError: if there is not that much left.
-        """
-        self._left -= count * item_bytes
-        if self._left < 0:
-            raise PickleFaultError("makes more than its own size accounts for")
-
-
-@dataclass(frozen=True)
-class Maker:
-    """A class or function that a pickle names; as a value of its own it is nothing but a name.
-
-    Attributes:
-        path: the name, with its module.
-        make: is called with the arguments; None for a class that is only named.
-    """
-
-    path: str
-    make: Callable[[Budget, tuple[Any, ...]], Any] | None = None
-
-
-def checked_key(value: object) -> Any:  # noqa: ANN401 -- the value itself
-    """Return a key of a dictionary or an item of a set, if it takes little time to compare.
-
-    A nested tuple is hashed anew at each place that it stands at, and whole numbers of a thousand
-    digits may all have one hash.
-
-    Args:
-        value: as the pickle has it.
-
-    Raises:
-        PickleFaultError: if it is none.
-    """
-    parts = value if isinstance(value, tuple) else (value,)
-    if len(parts) > _MOST_KEY_PARTS or not all(map(_is_plain_key, parts)):
-        raise PickleFaultError(f"has a key of the type {type(value).__name__}")
-    return value
 
 
 def restore_array(array: NDArray[Any], state: object, budget: Budget) -> None:
@@ -101,12 +44,9 @@ def restore_array(array: NDArray[Any], state: object, budget: Budget) -> None:
     _, shape, dtype, is_by_column, content = state
     if not _is_shape(shape) or not isinstance(dtype, np.dtype) or not isinstance(content, bytes):
         raise PickleFaultError("has an array of something other than numbers")
-    # Exact with integers of Python, whatever the shape.
-    count = 1
-    for size in shape:
-        count *= size
-    if count * dtype.itemsize != len(content):
-        raise PickleFaultError(f"has an array of {count} numbers in {len(content)} bytes")
+    # Exact with integers of Python, and small ones: the sizes are few, and each is bounded.
+    if math.prod(shape) * dtype.itemsize != len(content):
+        raise PickleFaultError(f"has an array of another shape than its {len(content)} bytes")
     budget.spend(len(content))
     # NumPy's types state another kind of bool than it takes.
     cast("Any", array).__setstate__((1, shape, dtype, bool(is_by_column), content))
@@ -131,18 +71,11 @@ def restore_dtype(dtype: np.dtype[Any], state: object) -> None:
     cast("Any", dtype).__setstate__((3, order, None, None, None, -1, -1, 0))
 
 
-def _is_plain_key(value: object) -> bool:
-    if isinstance(value, int):
-        return abs(value) < _LARGEST_KEY
-    is_class = isinstance(value, type) and issubclass(value, Stub)
-    return value is None or is_class or isinstance(value, str | bytes | float | Stub | Maker)
-
-
 def _is_shape(value: object) -> bool:
     return (
         isinstance(value, tuple)
         and len(value) <= _MOST_DIMENSIONS
-        and all(type(size) is int and size >= 0 for size in value)
+        and all(type(size) is int and 0 <= size < _LARGEST_SIZE for size in value)
     )
 
 
@@ -218,16 +151,16 @@ def _tuple(budget: Budget, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _set(budget: Budget, arguments: tuple[Any, ...]) -> set[Any]:
-    return set(map(checked_key, _items_of(budget, arguments)))
+    return {checked_key(item, budget) for item in _items_of(budget, arguments)}
 
 
 def _frozenset(budget: Budget, arguments: tuple[Any, ...]) -> frozenset[Any]:
-    return frozenset(map(checked_key, _items_of(budget, arguments)))
+    return frozenset(_set(budget, arguments))
 
 
 def _ordered(budget: Budget, arguments: tuple[Any, ...]) -> OrderedDict[Any, Any]:
     pairs = _items_of(budget, arguments)
-    return OrderedDict((checked_key(key), value) for key, value in pairs)
+    return OrderedDict((checked_key(key, budget), value) for key, value in pairs)
 
 
 def _dict(budget: Budget, arguments: tuple[Any, ...]) -> dict[Any, Any]:
@@ -247,6 +180,9 @@ def _object(_: Budget, _arguments: tuple[Any, ...]) -> Stub:
 
 def _complex(_: Budget, arguments: tuple[Any, ...]) -> complex:
     real, imaginary = arguments
+    # Text would be read as a number anew at each call, however long it is.
+    if not isinstance(real, int | float) or not isinstance(imaginary, int | float):
+        raise PickleFaultError("has a complex number of something other than numbers")
     return complex(float(real), float(imaginary))
 
 

@@ -43,6 +43,10 @@ _READING_ERRORS = (
 )
 # Parts that share their weights are written as tensors of one storage.
 _MOST_COPIES = 8
+_MOST_DIMENSIONS = 32
+_LARGEST_NUMBER = 2**40
+# Storages are numbered; the longest name of a member would take its time at each tensor.
+_STORAGE = re.compile(r"\d{1,20}")
 
 
 def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
@@ -110,7 +114,7 @@ class _Reading:
     def _storage(self, identity: Any) -> NDArray[Any]:  # noqa: ANN401 -- as the file has it
         kind, storage, key, _, size = identity
         dtype = _DTYPES.get(getattr(storage, "path", ""))
-        if kind != "storage" or dtype is None or not re.fullmatch(r"\d+", key):
+        if kind != "storage" or dtype is None or not _STORAGE.fullmatch(key):
             what = getattr(storage, "path", type(storage).__name__)
             raise ValueError(f"has a storage of the kind {what}")
         if key not in self._storages:
@@ -144,8 +148,9 @@ def _fits(size: int, offset: object, shape: object, strides: object) -> bool:
     """Return whether a tensor lies within its storage; the pickle may state anything."""
     if not isinstance(shape, tuple) or not isinstance(strides, tuple) or type(offset) is not int:
         return False
-    numbers = [offset, *shape, *strides]
-    if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
+    if len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
+        return False
+    if not all(type(n) is int and 0 <= n < _LARGEST_NUMBER for n in (offset, *shape, *strides)):
         return False
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     return last < size and math.prod(shape) <= size

@@ -3,7 +3,8 @@
 A pickle may name any function of any module to be called. Here only NumPy's arrays and Python's
 plain containers are made; an object of the library that wrote the file becomes a `Stub`, which
 keeps its class's name and its state, and every other name is refused. No module is imported, and
-time and memory are bounded by the pickle's own size.
+time and memory are bounded by the pickle's own size: its operations are counted, and so is whatever
+one of them may make or read again, such as a long text that stands in many names.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
+from policy_server.formats.pickles.budget import Maker
 from policy_server.formats.pickles.extent import check_extent
 from policy_server.formats.pickles.machine import Machine
-from policy_server.formats.pickles.makers import MAKERS, Maker
+from policy_server.formats.pickles.makers import MAKERS
 from policy_server.formats.pickles.stubs import PickleFaultError, Stub, stub_class
 
 __all__ = ["Stub", "unpickle"]

@@ -23,18 +23,20 @@ from policy_server.schema import ServerSchema
 
 __all__ = [
     "LOGITS_NAMES",
+    "RLLIB_OUTPUTS",
     "check_inputs",
     "is_value",
     "logits_output",
     "read_from_schema",
+    "refuse_untrained",
 ]
 
 _RECURRENT_WORDS = ("state", "seq_len", "Placeholder", "memory")
 _HARMLESS_INPUTS = ("is_training", "timestep")
 LOGITS_NAMES = (DISTRIBUTION_INPUTS, "logits", "fc_out", Q_VALUES)
 """The outputs of RLlib's networks, and of those made like them, that hold logits or Q values."""
-# The names that RLlib's own networks give their outputs.
-_RLLIB_OUTPUTS = frozenset({"fc_out", "value_out"})
+RLLIB_OUTPUTS = frozenset({"fc_out", "value_out"})
+"""The names that RLlib's own networks give their outputs."""
 _ASK_AGAIN = (
     "Ray 2.1 to 2.9 export the network alone; train and export with Ray 2.0.1 or older and "
     "framework 'tf', whose files hold the whole policy"
@@ -58,6 +60,19 @@ def logits_output(loaded: LoadedGraph) -> SignatureTensor:
     chosen, width = _candidate(loaded)
     if is_feature_layer(loaded, chosen.name):
         raise ModelError(_about_features(loaded, f"{chosen.name} ({width} wide)"))
+    refuse_untrained(loaded)
+    return chosen
+
+
+def refuse_untrained(loaded: LoadedGraph) -> None:
+    """Refuse a network of RLlib's whose weights are those that training started from.
+
+    Args:
+        loaded: the frozen graph.
+
+    Raises:
+        ModelError: if it is one.
+    """
     if is_untrained(loaded):
         raise ModelError(
             "saved_model.pb: holds the weights that training started from, not the trained ones "
@@ -65,11 +80,10 @@ def logits_output(loaded: LoadedGraph) -> SignatureTensor:
             "them with framework 'tf'); export inside `with policy.get_session().as_default():`, "
             "or train with framework 'tf2'"
         )
-    return chosen
 
 
 def _about_features(loaded: LoadedGraph, output: str) -> str:
-    if _RLLIB_OUTPUTS.isdisjoint(item.name for item in loaded.outputs):
+    if RLLIB_OUTPUTS.isdisjoint(item.name for item in loaded.outputs):
         return (
             f"saved_model.pb: the output {output} comes out of an activation, or another output is "
             "computed from it, as with features and probabilities; expected action logits: export "

@@ -68,8 +68,10 @@ def freeze(meta_graph: Any, folder: Path, kept: Sequence[str]) -> Any:  # noqa: 
         ModelError: if the weights are missing, or an operation reaches beyond the graph's numbers.
         tf.errors.OpError, ValueError: in TensorFlow's own words, if it can't be restored.
     """
-    pruned = _pruned(meta_graph, [node_of(tensor) for tensor in kept])
-    refuse_reaching(pruned.graph_def)
+    pruned, policy = _pruned(meta_graph, [node_of(tensor) for tensor in kept])
+    refuse_reaching(
+        pruned.graph_def, policy=policy, checkpoint=pruned.saver_def.filename_tensor_name
+    )
     graph = tf.Graph()
     with _quiet(), graph.as_default(), tf.Session(config=session_config()) as session:
         saver = tf.import_meta_graph(pruned, clear_devices=True)
@@ -128,7 +130,8 @@ def _quiet() -> Iterator[None]:
         tf.logging.set_verbosity(previous)
 
 
-def _pruned(meta_graph: Any, kept: Sequence[str]) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+def _pruned(meta_graph: Any, kept: Sequence[str]) -> tuple[Any, set[str]]:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return the graph that answers and is restored, and the names of the nodes that answer."""
     nodes = {node.name: node for node in meta_graph.graph_def.node}
     assignments = {name for name, node in nodes.items() if node.op in _ASSIGNMENT_OPS}
     policy = _reachable(nodes, kept, lambda name: _policy_inputs(nodes, name, assignments))
@@ -164,7 +167,7 @@ def _pruned(meta_graph: Any, kept: Sequence[str]) -> Any:  # noqa: ANN401 -- Ten
         copy.op = _BY_VALUE.get(copy.op, copy.op)
         # Where a node was placed beside one that is gone; there is one device.
         copy.attr.pop("_class", None)
-    return result
+    return result, policy
 
 
 def _restore_ops(meta_graph: Any) -> list[str]:  # noqa: ANN401 -- TensorFlow is untyped

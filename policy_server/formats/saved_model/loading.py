@@ -109,7 +109,7 @@ def load_policy(
         signature = with_bounds(signature, bounds)
         has_own_bounds = bounds is not None
         distribution = DISTRIBUTION_INPUTS
-    elif is_plain_network(loaded):
+    elif is_plain_network(loaded, schema):
         loaded, meaning, schema = read_network(loaded, schema, _common_rows(signature))
         runner = GraphRunner(loaded, row_dtype=signature.row_dtype)
         signature = replace(

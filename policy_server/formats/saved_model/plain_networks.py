@@ -1,7 +1,8 @@
 """SavedModels of a network alone that are not RLlib's, such as those of Keras's `model.export`.
 
-Keras calls their outputs `output_0`, `output_1`. The operation at an output's end, and the name of
-the layer that gives it, tell its meaning, or else schema.yaml.
+Keras 3 calls their outputs `output_0`, `output_1`, and Keras before it by the layers' names. The
+operation at an output's end, and the name of the layer that gives it, tell its meaning, or else
+schema.yaml.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from policy_server.formats.output_meaning import (
     read_meaning,
 )
 from policy_server.formats.saved_model import slim_tensorflow as tf
-from policy_server.formats.saved_model.bare import LOGITS_NAMES, check_inputs, is_value
+from policy_server.formats.saved_model.bare import (
+    LOGITS_NAMES,
+    RLLIB_OUTPUTS,
+    check_inputs,
+    is_value,
+    refuse_untrained,
+)
 from policy_server.formats.saved_model.graph import DISTRIBUTION_INPUTS, LoadedGraph
 from policy_server.formats.saved_model.graph_nodes import add_constant, add_node
 from policy_server.formats.saved_model.nodes import GraphNodes
@@ -55,25 +62,36 @@ _AFFINE = {
 }
 _LIMITS = {"Sigmoid": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
 _FEWEST_COMPARED = 2
+_KINDS_OF_ACTIONS = 2
 _NUMBERS = ("bfloat", "bool", "float", "int", "uint")
 _SHOWING = ("arg_max", "log_softmax", "one_hot", "softmax")
 
 
-def is_plain_network(loaded: LoadedGraph) -> bool:
+def is_plain_network(loaded: LoadedGraph, schema: ServerSchema | None) -> bool:
     """Return whether a file without actions is read by the end of its graph and its names.
 
-    Those that RLlib writes have outputs such as `fc_out`, of which schema.yaml tells the meaning.
+    Of those that RLlib writes, with outputs such as `fc_out`, schema.yaml tells the meaning, and
+    where it says `values`, the rule is the same for every network.
 
     Args:
         loaded: the frozen graph.
+        schema: the contents of schema.yaml; None where there is none.
     """
     nodes = GraphNodes(loaded.graph_def)
     if any(_ending(nodes, loaded.fetches[item.name]) in _SHOWING for item in loaded.outputs):
         return True
-    names = [item.name for item in loaded.outputs]
-    if any(name in LOGITS_NAMES for name in names) or all(map(is_value, loaded.outputs)):
+    if all(map(is_value, loaded.outputs)):
         return False
-    return all(_NUMBERED.fullmatch(name) or name_tells(name) for name in names)
+    fields = (schema.actions if schema is not None else None) or ()
+    if any(field.values is not None for field in fields):
+        return True
+    names = [item.name for item in loaded.outputs]
+    if any(name in LOGITS_NAMES or name in RLLIB_OUTPUTS for name in names):
+        return False
+    if all(_NUMBERED.fullmatch(name) or name_tells(name) for name in names):
+        return True
+    # Networks made for RLlib alone give integer actions and continuous ones from one output.
+    return len({field.choices is None for field in fields}) < _KINDS_OF_ACTIONS
 
 
 def read_network(
@@ -93,6 +111,8 @@ def read_network(
         SchemaError: if schema.yaml contradicts it.
     """
     check_inputs(loaded)
+    if not RLLIB_OUTPUTS.isdisjoint(item.name for item in loaded.outputs):
+        refuse_untrained(loaded)
     nodes = GraphNodes(loaded.graph_def)
     rows = _measured(loaded, observations)
     by_name: dict[str, SignatureTensor] = {}

@@ -70,6 +70,12 @@ def _about_scaling(
     if statistics is not None:
         extent = "no observations" if scaling is None else "the observations"
         yield f"read: VecNormalize scaled {extent}, from {statistics.name}"
+        if scaling is not None and scaling.frames > 1:
+            source = "read" if scaling.has_shown_frames else "assumed"
+            yield (
+                f"{source}: an observation is {scaling.frames} frames, the oldest first, each with "
+                "the same statistics, as VecFrameStack over VecNormalize gives them"
+            )
     elif is_unscaled:
         yield "stated: observations were not scaled by VecNormalize, by schema.yaml"
     elif not algorithm.is_on_policy:

@@ -14,6 +14,7 @@ from policy_server.errors import ModelError
 from policy_server.formats.pickles.spaces import BoxSpace, DictSpace, Space, width_of
 from policy_server.formats.pickles.unpickling import Stub, unpickle
 from policy_server.formats.stable_baselines3.file_names import STATISTICS_FILE, STATISTICS_FILES
+from policy_server.formats.stable_baselines3.frame_stacks import FrameStack, frame_stack
 from policy_server.formats.stable_baselines3.images import is_image, parts_of
 from policy_server.formats.stable_baselines3.zip_members import LIBRARY, SavedPolicy
 
@@ -40,6 +41,8 @@ class Scaling:
     std: Floats
     limit: Floats
     has_channels_first: Mapping[str | None, bool] = field(default_factory=dict)
+    frames: int = 1
+    has_shown_frames: bool = False
 
 
 def statistics_of(files: Mapping[str, Path]) -> Path | None:
@@ -88,7 +91,7 @@ def read_scaling(
             )
         return None
     if path is not None:
-        return _read(path, saved.observation_space)
+        return _read(path, saved.observation_space, saved.original)
     space, last, original = saved.observation_space, saved.last, saved.original
     if original is not None and (is_on_policy or _is_scaled(space, last, original)):
         raise ModelError(
@@ -99,7 +102,7 @@ def read_scaling(
     return None
 
 
-def _read(path: Path, space: Space) -> Scaling | None:
+def _read(path: Path, space: Space, original: Any) -> Scaling | None:  # noqa: ANN401 -- arrays, or by key
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -113,21 +116,58 @@ def _read(path: Path, space: Space) -> Scaling | None:
     try:
         if not found.state.get("norm_obs", True):
             return None
-        columns = list(_columns(found.state, space, path.name))
-        has_channels_first = dict(_channels_first(found.state, space))
+        stacks = dict(_stacks(found.state, space, original))
+        columns = list(_columns(found.state, space, path.name, stacks))
+        has_channels_first = dict(_channels_first(found.state, space, stacks))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ModelError(
             f"{path.name}: has no statistics of the policy's observation; give what "
             "VecNormalize.save wrote in its own training"
         ) from error
     mean, std, limit = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return Scaling(mean, std, limit, has_channels_first)
+    frames = {1 if stack is None else stack.frames for stack in stacks.values()}
+    if len(frames) > 1:
+        raise ModelError(
+            f"{path.name}: has statistics of another number of frames for one part of the "
+            "observation than for another; give what VecNormalize.save wrote in its own training"
+        )
+    return Scaling(
+        mean,
+        std,
+        limit,
+        has_channels_first,
+        frames=max(frames, default=1),
+        has_shown_frames=original is not None,
+    )
+
+
+def _stacks(
+    state: Mapping[str, Any],
+    space: Space,
+    original: Any,  # noqa: ANN401 -- arrays, or by key
+) -> Iterator[tuple[str | None, FrameStack | None]]:
+    """Give each part that is scaled, and the stack where its statistics are those of one frame."""
+    for key, part in parts_of(space).items():
+        found = _statistics(state, key)
+        if found is None:
+            continue
+        shape, stack = np.shape(found["mean"]), None
+        if np.size(found["mean"]) != width_of(part):
+            stack = frame_stack(shape, part)
+        seen = original.get(key) if isinstance(original, Mapping) else original
+        # An observation as it was before the scaling is one frame.
+        if isinstance(seen, np.ndarray) and seen.shape[1:] != shape:
+            stack = None
+        yield key, stack
 
 
 def _columns(
-    state: Mapping[str, Any], space: Space, subject: str
+    state: Mapping[str, Any],
+    space: Space,
+    subject: str,
+    stacks: Mapping[str | None, FrameStack | None],
 ) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Give mean, standard deviation and limit of each part's numbers.
+    """Give mean, standard deviation and limit of each part's numbers, in each of its frames.
 
     Source: `VecNormalize._normalize_obs`.
     """
@@ -137,7 +177,10 @@ def _columns(
         if found is None:
             yield np.zeros(width), np.ones(width), np.full(width, np.inf)
             continue
-        mean, variance = (np.asarray(found[name], np.float64).ravel() for name in ("mean", "var"))
+        mean, variance = (np.asarray(found[name], np.float64) for name in ("mean", "var"))
+        if (stack := stacks[key]) is not None and mean.shape == variance.shape:
+            mean, variance = stack.repeated(mean), stack.repeated(variance)
+        mean, variance = mean.ravel(), variance.ravel()
         if mean.shape != (width,) or variance.shape != (width,):
             where = "an observation" if key is None else repr(key)
             raise ModelError(
@@ -161,11 +204,16 @@ def _statistics(state: Mapping[str, Any], key: str | None) -> Mapping[str, Any] 
     return found
 
 
-def _channels_first(state: Mapping[str, Any], space: Space) -> Iterator[tuple[str | None, bool]]:
+def _channels_first(
+    state: Mapping[str, Any], space: Space, stacks: Mapping[str | None, FrameStack | None]
+) -> Iterator[tuple[str | None, bool]]:
     for key, part in parts_of(space).items():
         found = _statistics(state, key) if is_image(part) else None
         if found is not None and isinstance(part, BoxSpace):
             shape = np.shape(found["mean"])
+            if (stack := stacks[key]) is not None:
+                yield key, stack.has_channels_first
+                continue
             yield key, shape == part.shape and shape != (*part.shape[1:], part.shape[0])
 
 

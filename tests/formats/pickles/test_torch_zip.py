@@ -65,6 +65,18 @@ def _beyond_storage(members: Members) -> Members:
     return members | {"archive/data.pkl": content.replace(b"K K\x06\x86", b"KcK\x06\x86")}
 
 
+def _of_dimensions(size: bytes, count: int) -> Callable[[Members], Members]:
+    def changed(members: Members) -> Members:
+        content = members["archive/data.pkl"]
+        shape, strides = b"K K\x06\x86", b"K\x06K\x01\x86"
+        assert content.index(shape) < content.index(strides)
+        content = content.replace(shape, b"(" + size * count + b"t", 1)
+        content = content.replace(strides, b"(" + b"K\x00" * count + b"t", 1)
+        return members | {"archive/data.pkl": content}
+
+    return changed
+
+
 def _big_endian(members: Members) -> Members:
     return members | {"archive/byteorder": b"big"}
 
@@ -79,6 +91,9 @@ def _no_tensors(members: Members) -> Members:
         (_without_storage, "lacks the storage 0"),
         (_short_storage, "buffer is smaller than requested size"),
         (_beyond_storage, "lies outside of its storage"),
+        # The product of the first took a minute.
+        (_of_dimensions(b"J\xff\xff\xff\x7f", 80_000), "lies outside of its storage"),
+        (_of_dimensions(b"K\x01", 33), "lies outside of its storage"),
         (_big_endian, "big-endian"),
         (_no_tensors, "holds a list, not tensors by name"),
         (lambda _: {"x": b""}, re.escape("has 0 files data.pkl")),

@@ -170,14 +170,14 @@ def test_odd_width_cannot_be_continuous(tmp_path: Path) -> None:
     [
         (lambda x: {"value_out": x}, "no output can be the action logits, got value_out"),
         (lambda x: {"vf": tf.reduce_sum(x, 1)}, "no output can be the action logits, got vf"),
-        (lambda x: {"a": x, "b": x * 2.0}, "several outputs can be the action logits, got a, b"),
+        (lambda x: {"a": x, "b": x * 2.0}, "nothing tells which of the outputs 'a', 'b' holds the"),
         (
             lambda x: {"logits": x, "fc_out": x * 2.0},
             "several outputs can be the action logits, got fc_out, logits",
         ),
         (
-            lambda x: {"a": tf.boolean_mask(x, tf.reduce_sum(x, axis=0) > 0, axis=1)},
-            "the output a has no fixed width",
+            lambda x: {"fc_out": tf.boolean_mask(x, tf.reduce_sum(x, axis=0) > 0, axis=1)},
+            "the output fc_out has no fixed width",
         ),
     ],
     ids=["value-only", "no-matrix", "two", "two-of-known-names", "open-width"],

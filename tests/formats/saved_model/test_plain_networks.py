@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from policy_server.formats.known_formats import load_policy
 from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import parse_schema
 from tests.support.batches import space_of
+from tests.support.hand_built import save_functions, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -246,3 +248,79 @@ def test_output_without_rows_of_numbers_stands_beside_the_actions(
     tf.saved_model.save(module, str(tmp_path / "saved"), signatures=module.answer)
 
     assert load(tmp_path / "saved").signature.family == "categorical(3)"
+
+
+def named_by_layer(folder: Path, name: str, finish: Callable[[Any], Any], width: int = 4) -> Path:
+    """Write a network as tf.keras before Keras 3 does, whose outputs bear the names of layers."""
+    kernel, bias = (tf.Variable(value) for value in weights(4, width))
+    return save_functions(
+        folder,
+        lambda rows: {name: finish(tf.nn.bias_add(tf.matmul(rows, kernel), bias))},
+        {"input_1": ([None, 4], "float32")},
+        variables=[kernel, bias],
+    )
+
+
+@pytest.mark.parametrize("name", ["dense_2", "tf.math.multiply", "fc_out", "output_0"])
+@pytest.mark.parametrize(
+    ("finish", "schema", "family"),
+    [
+        (lambda x: x, "{values: q_values}", "greedy over categorical(4)"),
+        (lambda x: x, "{values: q_values, choices: 4}", "greedy over categorical(4)"),
+        (lambda x: x, "{values: action, dimensions: 4}", "deterministic(4)"),
+        (lambda x: x, "{values: squashed_normal}", "squashed_normal(2)"),
+        (lambda x: x, "{values: normal, dimensions: 2}", "normal(2)"),
+        (lambda x: tf.tanh(x) * 2.0, "{values: action}", "deterministic(4)"),
+    ],
+    ids=["q-values", "q-values-choices", "action", "squashed", "normal", "scaled-tanh"],
+)
+def test_stated_values_hold_whatever_the_output_is_called(
+    name: str, finish: Callable[[Any], Any], schema: str, family: str, tmp_path: Path
+) -> None:
+    folder = named_by_layer(tmp_path / "m", name, finish)
+
+    assert load(folder, f"actions: {{move: {schema}}}").signature.family == family
+
+
+@pytest.mark.parametrize(
+    ("schema", "family"),
+    [
+        ("parameters: {discrete: True}", "categorical(4)"),
+        ("actions: {move: {dimensions: 4}}", "deterministic(4)"),
+        # Only RLlib's networks give both from one layer.
+        (
+            "actions: {a: {choices: 2}, b: {dimensions: 1}}\nparameters: {tuple: True}",
+            "categorical(2) + normal(1)",
+        ),
+    ],
+)
+def test_layer_without_values_is_read_by_the_rest_of_the_schema(
+    schema: str, family: str, tmp_path: Path
+) -> None:
+    folder = named_by_layer(tmp_path / "m", "dense_2", lambda x: x)
+
+    assert load(folder, schema).signature.family == family
+
+
+def test_layer_whose_meaning_nothing_states_is_asked_for(tmp_path: Path) -> None:
+    folder = named_by_layer(tmp_path / "m", "dense_2", lambda x: x)
+
+    with pytest.raises(ModelError, match=r"nothing tells the meaning of its output 'dense_2'"):
+        load(folder)
+    with pytest.raises(ModelError, match="state it as 'values' under 'actions'"):
+        load(folder, "parameters: {discrete: False}")
+
+
+def test_untrained_weights_of_rllib_are_refused_whatever_is_stated(tmp_path: Path) -> None:
+    kernel, _ = weights(4, 4)
+    kernel = kernel / np.linalg.norm(kernel, axis=0)
+    variables = [tf.Variable(kernel), tf.Variable(np.zeros(4, np.float32))]
+    folder = save_functions(
+        tmp_path / "m",
+        lambda rows: {"fc_out": tf.nn.bias_add(tf.matmul(rows, variables[0]), variables[1])},
+        {"observations": ([None, 4], "float32")},
+        variables=variables,
+    )
+
+    with pytest.raises(ModelError, match="holds the weights that training started from"):
+        load(folder, "actions: {move: {values: q_values}}")
