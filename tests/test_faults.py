@@ -6,11 +6,15 @@ import math
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from websockets.protocol import State
+from websockets.sync.server import ServerConnection, serve
 
 from tests.faults.__main__ import FAULTS, main
 from tests.faults.expectations import (
@@ -21,7 +25,7 @@ from tests.faults.expectations import (
     Limits,
     connections_lost,
 )
-from tests.faults.load import OK, Asked, Client, Load, Question
+from tests.faults.load import OK, Asked, Client, Load, Question, Streams
 from tests.faults.measuring import Fault, Scene, running_in
 from tests.support.processes import child
 from tests.support.server_processes import Server
@@ -48,6 +52,44 @@ def test_requests_are_counted_by_status() -> None:
 
 def test_load_without_trouble_has_none() -> None:
     assert Counts.of([Asked(1000.0, 200, 0.1, is_right=True)], 1000.0).last_trouble_s is None
+
+
+@contextmanager
+def holding(*, closes: bool) -> Iterator[str]:
+    """Serve streams that take a frame, and answer none: they are closed, or stay as they are."""
+
+    def take(stream: ServerConnection) -> None:
+        stream.recv()
+        if closes:
+            time.sleep(0.6)
+            stream.close(1012)
+        else:
+            wait_until(lambda: stream.protocol.state is not State.OPEN)
+
+    with serve(take, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.socket.getsockname()[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_frame_that_a_server_took_and_never_answered_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    closes: bool,
+) -> None:
+    monkeypatch.setattr("tests.faults.load._TIMEOUT_S", 0.5 if not closes else 60.0)
+    with holding(closes=closes) as url:
+        load = Streams(url, [Question("/predict", "{}", bool)], clients=1)
+        with load.running():
+            wait_until(lambda: bool(load.sent))
+
+    assert load.sent[0].status == 0
+    assert Counts.of(load.sent, load.sent[0].at).lost
 
 
 def test_load_that_sent_nothing_is_an_error() -> None:
