@@ -117,6 +117,14 @@ class GraphView:
             node = self.node(following[0])
         return "tanh" if node is not None and node.operator == "Tanh" else None
 
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Return a tensor's dimensions for a batch.
+
+        Args:
+            tensor: its name.
+        """
+        return self._shape_of(tensor)
+
     def row_length(self, tensor: str) -> int | None:
         """Return how many numbers a softmax at a tensor's end is taken over; None without one.
 

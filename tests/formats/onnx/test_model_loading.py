@@ -323,8 +323,13 @@ def test_action_of_other_units_than_schema_rescales_is_refused(tmp_path: Path) -
     load(tmp_path, "actions: {force: {low: [-1, -1, -1], high: [1, 1, 1]}}")
 
 
-def test_clipping_to_other_bounds_is_no_scaling(tmp_path: Path) -> None:
-    path = actor(tmp_path, *CLIPPED, output="actions")
+def test_clipping_of_more_than_the_scale_is_no_scaling(tmp_path: Path) -> None:
+    wide = (
+        node("Constant", [], ["least"], value_float=-2.0),
+        node("Constant", [], ["most"], value_float=2.0),
+        node("Clip", ["net", "least", "most"], ["actions"]),
+    )
+    path = actor(tmp_path, *wide, output="actions")
 
     policy = load(tmp_path, "actions: {force: {low: [0, 0, 0], high: [8, 8, 8]}}")
 
@@ -332,14 +337,93 @@ def test_clipping_to_other_bounds_is_no_scaling(tmp_path: Path) -> None:
     np.testing.assert_allclose(asked(policy).actions, expected, atol=1e-5)
 
 
-def test_action_of_a_plain_or_weak_tanh_is_rescaled(tmp_path: Path) -> None:
-    half = node("Constant", [], ["half"], value_float=0.5)
-    ending = [node("Tanh", ["net"], ["full"]), half, node("Mul", ["full", "half"], ["actions"])]
+HALF = node("Constant", [], ["half"], value_float=0.5)
+# Numbers of other bounds than [-1, 1], which schema.yaml's rescale from.
+OWN_BOUNDS = {
+    "sigmoid": [node("Sigmoid", ["net"], ["actions"])],
+    "hard sigmoid": [node("HardSigmoid", ["net"], ["actions"])],
+    "softmax": [node("Softmax", ["net"], ["actions"], axis=-1)],
+    "softmax in other operations": [
+        node("Exp", ["net"], ["powers"]),
+        node("Constant", [], ["last"], value_ints=[1]),
+        node("ReduceSum", ["powers", "last"], ["sum"], keepdims=1),
+        node("Div", ["powers", "sum"], ["actions"]),
+    ],
+    "clipped": [
+        node("Constant", [], ["least"], value_float=0.0),
+        node("Constant", [], ["most"], value_float=1.0),
+        node("Clip", ["net", "least", "most"], ["actions"]),
+    ],
+    "tanh of halves": [
+        HALF,
+        node("Tanh", ["net"], ["full"]),
+        node("Mul", ["full", "half"], ["weak"]),
+        node("Add", ["weak", "half"], ["actions"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("ending", OWN_BOUNDS.values(), ids=OWN_BOUNDS)
+def test_action_of_its_own_bounds_is_not_rescaled(ending: Sequence[Any], tmp_path: Path) -> None:
     path = actor(tmp_path, *ending, output="actions")
+
+    policy = load(tmp_path, "actions: {force: {low: [0, 0, 0], high: [1, 1, 1]}}")
+
+    np.testing.assert_allclose(asked(policy).actions, theirs(path)[0], atol=1e-6)
+    with pytest.raises(ModelError, match=r"gives numbers in \[0, 1\]; write 'normalized: False'"):
+        load(tmp_path, "actions: {force: {low: [0, 0, 0], high: [10, 10, 10]}}")
+
+
+def test_weak_tanh_is_not_rescaled_as_if_it_were_whole(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        HALF,
+        node("Tanh", ["net"], ["full"]),
+        node("Mul", ["full", "half"], ["actions"]),
+        output="actions",
+    )
+
+    with pytest.raises(ModelError, match=r"in \[-0\.5, 0\.5\]; write 'normalized: False'"):
+        load(tmp_path, "actions: {force: {low: [-2, -2, -2], high: [2, 2, 2]}}")
+
+
+def test_action_of_a_plain_tanh_is_rescaled(tmp_path: Path) -> None:
+    path = actor(tmp_path, node("Tanh", ["net"], ["actions"]), output="actions")
 
     policy = load(tmp_path, "actions: {force: {low: [-2, -2, -2], high: [2, 2, 2]}}")
 
     np.testing.assert_allclose(asked(policy).actions, 2 * theirs(path)[0], atol=1e-6)
+
+
+JOINED = (
+    node("Split", ["net"], ["steering", "pedals"], axis=1, num_outputs=2),
+    node("Tanh", ["steering"], ["turn"]),
+    node("Sigmoid", ["pedals"], ["force"]),
+    node("Concat", ["turn", "force"], ["actions"], axis=1),
+)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "{drive: {low: [-1, -1, 0, 0], high: [1, 1, 1, 1]}}",
+        "{turn: {low: [-1, -1], high: [1, 1]}, force: {low: [0, 0], high: [1, 1]}}",
+    ],
+    ids=["one action", "two"],
+)
+def test_joined_tanh_and_sigmoid_are_in_the_environments_units(schema: str, tmp_path: Path) -> None:
+    path = actor(tmp_path, *JOINED, output="actions", actions=4, opset=18)
+
+    policy = load(tmp_path, f"actions: {schema}")
+
+    np.testing.assert_allclose(asked(policy).actions, theirs(path)[0], atol=1e-6)
+
+
+def test_joined_sigmoid_is_not_rescaled_with_the_tanh_beside_it(tmp_path: Path) -> None:
+    actor(tmp_path, *JOINED, output="actions", actions=4, opset=18)
+
+    with pytest.raises(ModelError, match=r"numbers in \[0, 1\]; write 'normalized: False'"):
+        load(tmp_path, "actions: {drive: {low: [-3, -3, 0, 0], high: [3, 3, 5, 5]}}")
 
 
 @pytest.mark.parametrize("deviation", ["log_std", "std"])
