@@ -230,6 +230,57 @@ def test_one_hot_that_is_spelled_out_is_an_action(tmp_path: Path) -> None:
     assert np.isnan(outputs.log_probability).all()
 
 
+@pytest.mark.parametrize("schema", ["parameters: {}", DISCRETE, "actions: {a: {choices: 3}}"])
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", 1), ("int64", 7), ("bool", 9)])
+def test_one_hot_vector_of_any_type_is_one_action(
+    dtype: str, kind: int, schema: str, tmp_path: Path
+) -> None:
+    path = actor(
+        tmp_path,
+        node("ReduceMax", ["net"], ["largest"], axes=[1], keepdims=1),
+        node("Equal", ["net", "largest"], ["is_best"]),
+        node("Cast", ["is_best"], ["action"], to=kind),
+        outputs=[tensor("action", ["batch", 3], dtype)],
+    )
+
+    policy = load(tmp_path, schema)
+
+    assert asked(policy).actions.tolist() == theirs(path)[0].argmax(axis=1)[:, None].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool"])
+@pytest.mark.parametrize(
+    ("ending", "schema"),
+    [
+        (node("GreaterOrEqual", ["net", "zero"], ["is_on"]), "parameters: {}"),
+        (node("Equal", ["net", "largest"], ["is_on"]), "parameters: {tuple: True}"),
+        (
+            node("Equal", ["net", "largest"], ["is_on"]),
+            "actions: {a: {choices: 2}, b: {choices: 2}, c: {choices: 2}}",
+        ),
+    ],
+    ids=["switches", "tuple", "three actions"],
+)
+def test_switches_are_actions_each(
+    ending: Any,  # noqa: ANN401 -- onnx is untyped
+    schema: str,
+    dtype: str,
+    tmp_path: Path,
+) -> None:
+    path = actor(
+        tmp_path,
+        node("Constant", [], ["zero"], value_float=0.0),
+        node("ReduceMax", ["net"], ["largest"], axes=[1], keepdims=1),
+        ending,
+        node("Cast", ["is_on"], ["action"], to=7 if dtype == "int64" else 9),
+        outputs=[tensor("action", ["batch", 3], dtype)],
+    )
+
+    policy = load(tmp_path, schema)
+
+    assert asked(policy).actions.tolist() == theirs(path)[0].tolist()
+
+
 def test_index_of_the_largest_is_an_integer_action_without_probability(tmp_path: Path) -> None:
     path = actor(
         tmp_path,
