@@ -37,6 +37,7 @@ from policy_server.schema.schema_file import (
     read_schema_file,
 )
 from policy_server.schema.shipped import find_example_of, named_as_example
+from policy_server.schema.yaml_text import load_foreign_yaml
 
 __all__ = [
     "DEFAULT_POLICY",
@@ -57,6 +58,7 @@ __all__ = [
     "VersionSection",
     "can_stand_in_an_address",
     "find_example_of",
+    "load_foreign_yaml",
     "named_as_example",
     "number_range",
     "parse_schema",
