@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
+from policy_server.formats.onnx.fixed_inputs import filled_with, reset_flags, switched
 from policy_server.formats.onnx.model_file import Node, OnnxModel
 from policy_server.formats.onnx.observed_inputs import in_schema_order
 from policy_server.formats.onnx.plan import Feed
@@ -30,8 +31,6 @@ from policy_server.schema import ServerSchema
 __all__ = ["Roles", "find_roles"]
 
 _MASK = re.compile(r"(?:action|available_actions?|legal_actions?)_?masks?|avail_actions")
-_LENGTHS = re.compile(r"seq_?lens?|sequence_lengths?")
-_SWITCHES = re.compile(r"(?:is_)?training|train_mode|deterministic|explore")
 _ENDLESS = ("Loop", "Scan")
 
 
@@ -118,7 +117,16 @@ def find_roles(
     _refuse_lost_memory(model, needed, pairs=pairs)
     before = {pair.before.name for pair in pairs}
     others = [item for item in model.inputs if item.name not in before]
-    fixed = [feed for item in others if (feed := _fixed(item, model.name)) is not None]
+    flags = reset_flags(others, model.name, schema) if pairs else []
+    flagged = {feed.name for feed in flags}
+    fixed = [
+        *(
+            feed
+            for item in others
+            if item.name not in flagged and (feed := switched(item, model.name)) is not None
+        ),
+        *flags,
+    ]
     taken = _masks(others, needed) if masks is None else masks
     filled = [item for item in others if item.name in taken]
     mask = next((item.name for item in filled if item.name in needed), None)
@@ -135,9 +143,9 @@ def find_roles(
     feeds = [
         *_observation_feeds(model, observations, schema, states),
         *fixed,
-        *(_shaped(item, model.name, value=1.0) for item in filled),
+        *(filled_with(item, model.name, value=1.0) for item in filled),
         *(_state_feed(model, pair) for pair in states),
-        *(_shaped(pair.before, model.name) for pair in pairs if pair.before.name in dummies),
+        *(filled_with(pair.before, model.name) for pair in pairs if pair.before.name in dummies),
     ]
     order = [*(item.name for item in observations), *(pair.before.name for pair in states)]
     return Roles(
@@ -238,26 +246,6 @@ def _refuse_lost_memory(model: OnnxModel, needed: set[str], *, pairs: Sequence[S
                 "step would forget the ones before; export the network with its state as inputs "
                 "and outputs, such as h_in, c_in, h_out and c_out"
             )
-
-
-def _fixed(item: SignatureTensor, name: str) -> Feed | None:
-    """Return the feed of an input that is no observation; None for one that may be."""
-    plain = item.name.lower()
-    if _LENGTHS.fullmatch(plain):
-        return _shaped(item, name, value=1.0)
-    if _SWITCHES.fullmatch(plain) and item.dtype == "bool":
-        return _shaped(item, name, value=float(plain == "deterministic"))
-    return None
-
-
-def _shaped(item: SignatureTensor, name: str, *, value: float = 0.0) -> Feed:
-    """Return an input that is always the same; its rows lie along its first open or single axis."""
-    shape = item.shape
-    if shape is None:
-        raise ModelError(f"{name}: the input {item.name!r} has no shape; export it with one")
-    axis = next((at for at, size in enumerate(shape) if size is None or size == 1), None)
-    rest = tuple(1 if size is None else size for at, size in enumerate(shape) if at != axis)
-    return Feed(item.name, item.dtype, rest, axis, None, value)
 
 
 def _observation_feeds(

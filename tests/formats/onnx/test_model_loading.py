@@ -1265,3 +1265,63 @@ def test_state_that_a_branch_alone_reads_is_memory(tmp_path: Path) -> None:
     )
 
     assert [item.name for item in load(tmp_path).signature.memory] == ["h_in"]
+
+
+def resetting_actor(folder: Path, flag: str, *, goes_on: bool, dtype: str = "float32") -> Path:
+    """Write a recurrent policy that keeps its state only where the flag says that it goes on."""
+    kept = [node("Cast", [flag], ["number"], to=1)]
+    if goes_on:
+        kept.append(node("Identity", ["number"], ["keeps"]))
+    else:
+        kept += [node("Sub", ["one", "number"], ["keeps"])]
+    return write_model(
+        folder,
+        [
+            *kept,
+            node("Mul", ["h_in", "keeps"], ["before"]),
+            node("MatMul", ["obs", "w"], ["new"]),
+            node("Add", ["before", "new"], ["sum"]),
+            node("Tanh", ["sum"], ["h_out"]),
+            node("Identity", ["h_out"], ["actions"]),
+        ],
+        [tensor("obs", ["b", 4]), tensor(flag, ["b", 1], dtype), tensor("h_in", ["b", 2])],
+        [tensor("actions", ["b", 2]), tensor("h_out", ["b", 2])],
+        {"w": weights(4, 2), "one": np.array(1, np.float32)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "goes_on", "dtype"),
+    [
+        ("is_init", False, "bool"),
+        ("episode_starts", False, "float32"),
+        ("dones", False, "float32"),
+        ("not_done", True, "float32"),
+    ],
+)
+def test_flag_that_clears_the_state_is_no_observation(
+    flag: str,
+    dtype: str,
+    tmp_path: Path,
+    *,
+    goes_on: bool,
+) -> None:
+    resetting_actor(tmp_path, flag, goes_on=goes_on, dtype=dtype)
+
+    policy = load(tmp_path)
+
+    assert policy.signature.observation_width == 4
+    first = asked(policy, state=np.zeros((6, 2), np.float32))
+    second = asked(policy, state=first.state)
+    expected = np.tanh(first.actions + np.arctanh(first.actions))
+    np.testing.assert_allclose(second.actions, expected, atol=1e-5)
+
+
+def test_flag_that_schema_yaml_observes_is_sent(tmp_path: Path) -> None:
+    resetting_actor(tmp_path, "dones", goes_on=False)
+    schema = (
+        "observations: {obs: {type: 'List[float]', min_items: 4, max_items: 4}, "
+        "dones: {type: float}}"
+    )
+
+    assert load(tmp_path, schema).signature.observation_width == 5
