@@ -689,3 +689,12 @@ def test_bounded_features_of_the_value_stand_beside_the_mean(tmp_path: Path) -> 
     policy = load(save(keras.Model(INPUTS, outputs), tmp_path))
 
     assert policy.signature.family == "normal(2)"
+
+
+def test_output_as_wide_as_the_actions_is_theirs_beside_a_value(tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, [dense(3), dense(1)])
+
+    policy = load(save(model, tmp_path), "actions: {force: {dimensions: 3}}")
+
+    actions = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).actions
+    assert actions == pytest.approx(np.asarray(model(ROWS)[0]), abs=1e-5)
