@@ -530,9 +530,7 @@ def test_output_for_each_continuous_action_is_read_in_order(heads: list[NetworkO
 
 
 def test_heads_that_may_be_logits_as_well_as_actions_are_refused() -> None:
-    with pytest.raises(
-        ModelError, match=r"whether its outputs 'action0' \(3 wide\), .* are the"
-    ):
+    with pytest.raises(ModelError, match=r"whether its outputs 'action0' \(3 wide\), .* are the"):
         read(*HEADS)
     assert len(read(*HEADS, schema="parameters: {discrete: False}").components) == 3
 

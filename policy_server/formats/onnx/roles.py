@@ -269,8 +269,7 @@ def _observation_feeds(
         rest = _row_shape(item, shape, model, is_recurrent=bool(states))
         if None in rest:
             rest = _closed(model.name, item, rest, schema, is_only=len(observations) == 1)
-        # One dimension of a known size is a single observation, without an axis of rows.
-        axis = None if len(shape) == 1 and shape[0] is not None else 0
+        axis = None if _is_single(shape, model) else 0
         found.append(Feed(item.name, item.dtype, tuple(size or 0 for size in rest), axis, 0))
     return found
 
@@ -287,10 +286,26 @@ def _refuse_steps_first(
         )
 
 
+def _is_single(shape: tuple[int | None, ...], model: OnnxModel) -> bool:
+    """Return whether an input takes a single observation, without an axis of rows.
+
+    One dimension of a known size does; so do several, such as an image's of 3 x 16 x 16, where no
+    output has a row for each of the first one's numbers.
+    """
+    if not shape or None in shape:
+        return False
+    if len(shape) == 1:
+        return True
+    outputs = [item.shape for item in model.outputs]
+    return shape[0] != 1 and all(
+        output is not None and None not in output and output[:1] != shape[:1] for output in outputs
+    )
+
+
 def _row_shape(
     item: SignatureTensor, shape: tuple[int | None, ...], model: OnnxModel, *, is_recurrent: bool
 ) -> tuple[int | None, ...]:
-    if len(shape) == 1 and shape[0] is not None:
+    if _is_single(shape, model):
         return shape
     if not shape or shape[0] not in (None, 1):
         raise ModelError(

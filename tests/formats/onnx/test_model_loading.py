@@ -1325,3 +1325,43 @@ def test_flag_that_schema_yaml_observes_is_sent(tmp_path: Path) -> None:
     )
 
     assert load(tmp_path, schema).signature.observation_width == 5
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 4)], ids=["image", "matrix"])
+@pytest.mark.parametrize("output", [(5,), (1, 5)], ids=["vector", "row"])
+def test_single_observation_of_several_dimensions_is_taken_as_it_is(
+    shape: tuple[int, ...], output: tuple[int, ...], tmp_path: Path
+) -> None:
+    size = int(np.prod(shape))
+    path = write_model(
+        tmp_path,
+        [
+            node("Reshape", ["pixels", "flat"], ["row"]),
+            node("MatMul", ["row", "w"], ["product"]),
+            node("Reshape", ["product", "size"], ["logits"]),
+        ],
+        [tensor("pixels", shape)],
+        [tensor("logits", output)],
+        {"w": weights(size, 5), "flat": np.array([1, size]), "size": np.array(output)},
+    )
+    rows = np.random.default_rng(4).standard_normal((6, size)).astype(np.float32)
+
+    policy = load(tmp_path, DISCRETE)
+
+    session = onnxruntime.InferenceSession(path)
+    each = [session.run(None, {"pixels": row.reshape(shape)})[0].ravel() for row in rows]
+    (found,) = distribution_of(policy, rows)
+    np.testing.assert_allclose(found.probabilities, softmax(np.stack(each)), atol=1e-5)
+
+
+def test_several_rows_at_once_are_no_single_observation(tmp_path: Path) -> None:
+    write_model(
+        tmp_path,
+        [node("MatMul", ["obs", "w"], ["logits"])],
+        [tensor("obs", [2, 4])],
+        [tensor("logits", [2, 3])],
+        {"w": weights(4, 3)},
+    )
+
+    with pytest.raises(ModelError, match="takes 2 rows at once"):
+        load(tmp_path, DISCRETE)
