@@ -14,6 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError, SchemaError
+from policy_server.formats.action_heads import (
+    dimensions_of,
+    heads_of,
+    may_be_heads,
+    pointed_at,
+)
 from policy_server.formats.network_outputs import (
     BY_ENDING,
     FEWEST_CHOICES,
@@ -111,6 +117,7 @@ class _Reader:
         self._schema = schema
         self._fields: Sequence[ActionField] = schema.actions or ()
         self._subject = subject
+        self._notes: list[str] = []
         if not self._outputs:
             names = ", ".join(repr(item.name) for item in outputs)
             raise ModelError(
@@ -124,13 +131,45 @@ class _Reader:
             return self._by_values(stated)
         by_form = self._by_form()
         form = next((one for one in _PREFERRED if one in by_form), None)
+        heads = heads_of(self._outputs, self._schema) if form in (None, "action") else []
+        if heads and all(item.ending is None for item in heads):
+            return self._of_heads(heads)
         if form is None:
             return self._by_schema()
+        if form == "action" and may_be_heads(by_form[form]) and not self._states_continuous:
+            raise self._unknown_heads(by_form[form])
         if form == "mean":
             return self._normal(by_form)
         if form in _DISTRIBUTIONS:
             return self._choices_or_action(form, by_form)
         return self._actions(by_form[form], form, self._basis(by_form[form], form))
+
+    def _of_heads(self, heads: Sequence[NetworkOutput]) -> Meaning:
+        """Return the meaning of an output for each action, whose widths schema.yaml states."""
+        is_choice = [field.choices is not None for field in self._fields]
+        if any(is_choice) and not all(is_choice):
+            raise ModelError(
+                f"{self._subject}: has an output for each action, choices and continuous ones, "
+                "which are not read together; describe them in the metadata of an ONNX file "
+                "(docs/onnx.md)"
+            )
+        if all(is_choice):
+            found = self._choices(heads, "logits", "schema")
+        else:
+            found = self._actions(heads, "action", "schema")
+        return replace(found, findings=(*found.findings, *self._left_out(heads)))
+
+    @property
+    def _states_continuous(self) -> bool:
+        return self._schema.discrete is False or self._dimensions() is not None
+
+    def _unknown_heads(self, items: Sequence[NetworkOutput]) -> ModelError:
+        names = ", ".join(f"{item.name!r} ({item.width} wide)" for item in items)
+        return ModelError(
+            f"{self._subject}: nothing tells whether its outputs {names} are the logits of an "
+            f"action each or continuous actions; list them under 'actions' in "
+            f"{self._schema.source}, each with its 'choices' or its 'dimensions'"
+        )
 
     def _choices_or_action(
         self, form: Form, by_form: Mapping[Form, Sequence[NetworkOutput]]
@@ -217,6 +256,9 @@ class _Reader:
             return self._normal(by_form, stated=values)
         form = _BY_VALUES[values]
         items = by_form.get(form, []) if len(self._outputs) > 1 else []
+        heads = heads_of(self._outputs, self._schema) if form != "normal" else []
+        if heads and (not items or len(items) != len(heads)):
+            items = heads
         items = items or [self._only(f"'values: {values}'")]
         for item in items:
             self._check_ending(item, values)
@@ -238,13 +280,29 @@ class _Reader:
             )
 
     def _only(self, purpose: str) -> NetworkOutput:
-        if len(self._outputs) > 1:
-            names = ", ".join(repr(item.name) for item in self._outputs)
-            raise ModelError(
-                f"{self._subject}: has the outputs {names}, and {purpose} is for one; export the "
-                "one that the actions come from, or name the others value"
+        if len(self._outputs) == 1:
+            return self._outputs[0]
+        if (found := self._pointed_at(self._outputs)) is not None:
+            return found
+        names = ", ".join(repr(item.name) for item in self._outputs)
+        raise ModelError(
+            f"{self._subject}: has the outputs {names}, and {purpose} is for one; export the "
+            "one that the actions come from, or name the others value"
+        )
+
+    def _pointed_at(self, outputs: Sequence[NetworkOutput]) -> NetworkOutput | None:
+        """Return the one of several outputs that schema.yaml means, and note how it was told."""
+        found, is_stated = pointed_at(outputs, self._schema)
+        if found is not None:
+            others = ", ".join(repr(item.name) for item in outputs if item != found)
+            reason = f"as wide as the actions in {self._schema.source}"
+            self._notes.append(
+                f"of its outputs {found.name!r} alone is {reason}: {others} are left out"
+                if is_stated
+                else f"assumed: {found.name!r} holds the actions, as the only output of several "
+                f"numbers: {others} are left out"
             )
-        return self._outputs[0]
+        return found
 
     def _by_schema(self) -> Meaning:
         """Return the meaning that schema.yaml gives an output whose file does not tell it."""
@@ -285,22 +343,20 @@ class _Reader:
     def _sole_output(self) -> NetworkOutput:
         """Return the only output that may hold the actions."""
         outputs = self._outputs
-        if self._schema.discrete and not self._schema.tuple:
-            # One number, as of a value without a name, is no choice among several.
-            wide = [item for item in outputs if item.width >= FEWEST_CHOICES]
-            outputs = wide if len(wide) == 1 else outputs
-        if len(outputs) > 1:
-            names = ", ".join(repr(item.name) for item in outputs)
-            raise ModelError(
-                f"{self._subject}: nothing tells which of the outputs {names} holds the actions; "
-                "export that one alone, or name it logits, q_values, probabilities, mean and "
-                "log_std, or actions"
-            )
-        return outputs[0]
+        if len(outputs) == 1:
+            return outputs[0]
+        if (found := self._pointed_at(outputs)) is not None:
+            return found
+        names = ", ".join(repr(item.name) for item in outputs)
+        raise ModelError(
+            f"{self._subject}: nothing tells which of the outputs {names} holds the actions; "
+            "export that one alone, or name it logits, q_values, probabilities, mean and "
+            "log_std, or actions"
+        )
 
     def _dimensions(self) -> int | None:
         """Return how many numbers schema.yaml's continuous actions have; None where it is open."""
-        sizes = [_dimensions_of(field) for field in self._fields]
+        sizes = [dimensions_of(field) for field in self._fields]
         known = [size for size in sizes if size is not None]
         return sum(known) if known and len(known) == len(sizes) else None
 
@@ -502,7 +558,7 @@ class _Reader:
 
     def _continuous(self, width: int) -> list[ActionComponent]:
         """Return one component, or one for each continuous action that schema.yaml names."""
-        sizes = [_dimensions_of(field) for field in self._fields]
+        sizes = [dimensions_of(field) for field in self._fields]
         known = [size for size in sizes if size is not None]
         if len(sizes) < 2:
             known = [width]
@@ -542,6 +598,7 @@ class _Reader:
             f"the output {one.output.name!r} is read as {one.form.replace('_', ' ')}, {source}"
             for one in read
         ]
+        findings += self._notes
         if not all(part.has_probability for part in parts):
             findings.append(
                 "the file gives the action alone: its distribution is not in it, and its "
@@ -614,10 +671,3 @@ def _one_output_each(parts: Sequence[ActionComponent]) -> list[ActionOutput]:
         ActionOutput(f"actions_{index}", part.is_integer, part.columns, not part.is_integer)
         for index, part in enumerate(parts)
     ]
-
-
-def _dimensions_of(field: ActionField) -> int | None:
-    """Return how many numbers an action of schema.yaml has; one bound holds for any number."""
-    if field.dimensions is not None:
-        return field.dimensions
-    return len(field.low) if field.low is not None and len(field.low) > 1 else None

@@ -7,7 +7,7 @@ environment's units already is not to be rescaled once more.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,10 +21,120 @@ from policy_server.schema import ActionField, ServerSchema
 
 __all__ = ["Bounds", "KeptPart", "with_kept_bounds", "without_rescaling"]
 
-Bounds = tuple[NDArray[Any], NDArray[Any]]
-"""The least and the most that an output's numbers can be: one number, or one a dimension."""
-
 _TOLERANCE = 1e-5
+# The sums of shares of a whole, which float32 rounds.
+_SUM_TOLERANCE = 1e-4
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """The least and the most that an output's numbers can be.
+
+    Attributes:
+        low: the least: one number, or one a dimension; infinite where nothing tells it.
+        high: the most, in the same form.
+        is_squashed: whether a tanh, a sigmoid or a softmax keeps the numbers within, which then
+            fill the bounds, and not a clipping alone.
+    """
+
+    low: Array
+    high: Array
+    is_squashed: bool = False
+
+    @classmethod
+    def of(cls, low: float, high: float) -> Bounds:
+        """Return the bounds of a function that squashes any number.
+
+        Args:
+            low: its least result.
+            high: its largest.
+        """
+        return cls(np.asarray(low, np.float64), np.asarray(high, np.float64), is_squashed=True)
+
+    @classmethod
+    def of_none(cls) -> Bounds:
+        """Return the bounds of numbers that nothing bounds."""
+        return cls(np.asarray(-np.inf), np.asarray(np.inf))
+
+    @classmethod
+    def of_shares(cls, rows: Array | None) -> Bounds | None:
+        """Return the bounds of numbers that are shares of a whole; None for other numbers.
+
+        A graph may spell its softmax out in other operations.
+
+        Args:
+            rows: the numbers for some observations, float[B, width]; None where they are unknown.
+        """
+        if rows is None or rows.ndim != 2 or rows.shape[1] < 2 or not (rows >= 0).all():
+            return None
+        is_whole = np.allclose(rows.sum(axis=1), 1, atol=_SUM_TOLERANCE)
+        return cls.of(0, 1) if is_whole else None
+
+    def changed(self, change: Callable[[Array], Array]) -> Bounds:
+        """Return the bounds behind a change that is monotone; none where its sizes don't fit.
+
+        Args:
+            change: gives the number behind it for a number.
+        """
+        try:
+            with np.errstate(all="ignore"):
+                one, other = change(self.low), change(self.high)
+        except ValueError:
+            return Bounds.of_none()
+        return Bounds(np.minimum(one, other), np.maximum(one, other), self.is_squashed)
+
+    def part(self, first: int, size: int, width: int) -> Bounds:
+        """Return the bounds of some of a row's numbers.
+
+        Args:
+            first: the place of the first of them.
+            size: how many they are.
+            width: how many numbers the row has.
+        """
+        low, high = (
+            np.ravel(side)[first : first + size] if np.size(side) == width else side
+            for side in (self.low, self.high)
+        )
+        return Bounds(low, high, self.is_squashed)
+
+    @staticmethod
+    def joined(parts: Sequence[tuple[Bounds, int]]) -> Bounds:
+        """Return the bounds of several parts of a row, one after another.
+
+        Args:
+            parts: the bounds of each, and how many numbers it has.
+        """
+        if any({one.low.size, one.high.size} - {1, size} for one, size in parts):
+            return Bounds.of_none()
+        low, high = (
+            np.concatenate([np.broadcast_to(np.ravel(side), size) for side, size in sides])
+            for sides in (
+                [(one.low, size) for one, size in parts],
+                [(one.high, size) for one, size in parts],
+            )
+        )
+        return Bounds(low, high, is_squashed=any(one.is_squashed for one, _ in parts))
+
+    @property
+    def is_known(self) -> bool:
+        """Return whether all numbers are bounded."""
+        return bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
+
+    @property
+    def is_scale(self) -> bool:
+        """Return whether these are the bounds of [-1, 1], from which schema.yaml rescales."""
+        return _is_close((-1.0,), np.ravel(self.low)) and _is_close((1.0,), np.ravel(self.high))
+
+    @property
+    def is_own_scale(self) -> bool:
+        """Return whether the numbers fill other bounds than [-1, 1], which are the action's own.
+
+        A clipping that leaves all of [-1, 1] may only cut what is too large, and be rescaled then.
+        """
+        leaves_all = bool((self.low <= -1).all() and (self.high >= 1).all())
+        return not self.is_scale and (self.is_squashed or not leaves_all)
 
 
 def without_rescaling(
@@ -35,12 +145,15 @@ def without_rescaling(
     Args:
         meaning: the meaning of the network's outputs.
         schema: the contents of schema.yaml; None where there is none.
-        bounds: those that a tanh or a sigmoid keeps an output in, by the output's name.
+        bounds: those that its last operations keep an output in, by the output's name.
 
     Raises:
         ModelError: if schema.yaml would rescale numbers that do not lie in [-1, 1].
     """
-    parts = [KeptPart(one.width, bounds.get(one.output.name)) for one in meaning.read]
+    parts = []
+    for one in meaning.read:
+        found = bounds.get(one.output.name) or Bounds.of_shares(one.output.rows)
+        parts.append(KeptPart(one.width, found))
     return with_kept_bounds(meaning.components, parts, schema)
 
 
@@ -51,12 +164,10 @@ class KeptPart:
     Attributes:
         width: how many numbers it has in one row.
         bounds: those that it is kept in; None for none.
-        is_strict: whether a schema.yaml that rescales it to other bounds is refused.
     """
 
     width: int
     bounds: Bounds | None
-    is_strict: bool = True
 
 
 def with_kept_bounds(
@@ -77,39 +188,43 @@ def with_kept_bounds(
     firsts = [0, *itertools.accumulate(part.width for part in parts)]
     fields = []
     for component, entry in zip(components, schema.actions, strict=True):
-        (part,) = (
-            part
+        ((part, first),) = (
+            (part, first)
             for part, first in zip(parts, firsts, strict=False)
             if first <= component.first_input < first + part.width
         )
+        bounds = part.bounds
         # The bounds of what is squashed afterwards are none of the action.
-        is_known = part.bounds is not None and component.kind != "squashed_normal"
+        if bounds is None or not bounds.is_known or component.kind == "squashed_normal":
+            fields.append(entry)
+            continue
+        bounds = bounds.part(component.first_input - first, component.inputs, part.width)
         # A mean's bounds are none of the actions that are drawn around it.
-        is_strict = part.is_strict and component.kind == "deterministic"
-        part = replace(part, is_strict=is_strict)
-        fields.append(_bounded(entry, part, schema.source) if is_known else entry)
+        is_strict = bounds.is_own_scale and component.kind == "deterministic"
+        fields.append(_bounded(entry, bounds, schema.source, is_strict=is_strict))
     return replace(schema, actions=tuple(fields))
 
 
-def _bounded(entry: ActionField, part: KeptPart, source: str) -> ActionField:
-    assert part.bounds is not None, "its bounds are known"
-    low, high = (np.ravel(side) for side in part.bounds)
-    is_plain = bool((low == -1).all() and (high == 1).all())
-    if is_plain or entry.low is None or entry.high is None or not entry.normalized:
+def _bounded(entry: ActionField, bounds: Bounds, source: str, *, is_strict: bool) -> ActionField:
+    low, high = np.ravel(bounds.low), np.ravel(bounds.high)
+    if bounds.is_scale or entry.low is None or entry.high is None or not entry.normalized:
         return entry
     if _is_close(entry.low, low) and _is_close(entry.high, high):
         return replace(entry, normalized=False)
-    if not part.is_strict or (set(entry.low), set(entry.high)) == ({-1.0}, {1.0}):
+    if not is_strict or (set(entry.low), set(entry.high)) == ({-1.0}, {1.0}):
         # From [-1, 1] to [-1, 1] nothing is rescaled.
         return entry
+    least, most = next(
+        pair for pair in zip(*np.broadcast_arrays(low, high), strict=True) if pair != (-1, 1)
+    )
     raise ModelError(
         f"{source}: actions.{entry.name}: low and high rescale numbers in [-1, 1], and the "
-        f"network gives numbers in [{low[0]:g}, {high[0]:g}]; write 'normalized: False' to clip "
+        f"network gives numbers in [{least:g}, {most:g}]; write 'normalized: False' to clip "
         "them only, or leave low and high out"
     )
 
 
-def _is_close(stated: tuple[float, ...], known: NDArray[Any]) -> bool:
+def _is_close(stated: tuple[float, ...], known: Array) -> bool:
     values = np.asarray(stated)
     if 1 not in (len(values), len(known)) and len(values) != len(known):
         return False

@@ -38,6 +38,7 @@ from policy_server.schema.schema_file import (
     read_schema_file,
 )
 from policy_server.schema.shipped import find_example_of, named_as_example
+from policy_server.schema.yaml_text import load_foreign_yaml
 
 __all__ = [
     "DEFAULT_POLICY",
@@ -60,6 +61,7 @@ __all__ = [
     "can_stand_in_an_address",
     "check_fields",
     "find_example_of",
+    "load_foreign_yaml",
     "named_as_example",
     "narrowed",
     "number_range",

@@ -13,7 +13,7 @@ from policy_server.errors import SchemaError
 from policy_server.schema.scalars import Unquoted, is_nothing, read_number
 from policy_server.schema.yaml_slips import describe_slip
 
-__all__ = ["load_yaml"]
+__all__ = ["load_foreign_yaml", "load_yaml"]
 
 _MOST_VALUES = 500_000
 # What no text of UTF-8 holds, and the escapes of a quoted text do.
@@ -43,14 +43,8 @@ class _TooManyValuesError(Exception):
     """The document has more values than any policy needs, once its aliases are written out."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but it guesses no types and refuses a key that is given twice.
-
-    Every value without quotes is `Unquoted`, or None where a key has an empty value.
-    """
-
-    # By the first character; all others of YAML 1.1 turn text into something else.
-    yaml_implicit_resolvers = {"<": [(_MERGE_TAG, re.compile("<<"))]}  # noqa: RUF012 -- PyYAML's own
+class _LimitedLoader(yaml.SafeLoader):
+    """YAML's safe loader, but a few bytes of aliases can't stand for values without an end."""
 
     def get_single_node(self) -> yaml.Node | None:
         """Compose the document, whose anchors may stand for few values only."""
@@ -58,6 +52,16 @@ class _Loader(yaml.SafeLoader):
         if node is not None and _values_in(node, {}) > _MOST_VALUES:
             raise _TooManyValuesError
         return node
+
+
+class _Loader(_LimitedLoader):
+    """YAML's safe loader, but it guesses no types and refuses a key that is given twice.
+
+    Every value without quotes is `Unquoted`, or None where a key has an empty value.
+    """
+
+    # By the first character; all others of YAML 1.1 turn text into something else.
+    yaml_implicit_resolvers = {"<": [(_MERGE_TAG, re.compile("<<"))]}  # noqa: RUF012 -- PyYAML's own
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 -- PyYAML's own signature
         seen: set[str] = set()
@@ -158,3 +162,19 @@ def load_yaml(text: str, source: str) -> object:
         ) from error
     except RecursionError as error:
         raise SchemaError(f"{source}: is nested too deeply; expected three levels") from error
+
+
+def load_foreign_yaml(content: bytes) -> object:
+    """Parse another program's YAML, in the types that YAML guesses.
+
+    Args:
+        content: the document.
+
+    Raises:
+        ValueError: if it is no YAML, or has more values than any policy needs, once its aliases
+            are written out.
+    """
+    try:
+        return yaml.load(content, Loader=_LimitedLoader)  # noqa: S506 -- a subclass of SafeLoader
+    except (yaml.YAMLError, _TooManyValuesError, RecursionError, *_PYYAML_ERRORS) as error:
+        raise ValueError("no YAML that a policy needs") from error

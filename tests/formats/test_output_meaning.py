@@ -484,3 +484,98 @@ def test_bounds_that_rescale_an_action_beyond_its_scale_are_told(
         "'normalized: False' beside them in schema.yaml"
     )
     assert (finding in findings) == is_told
+
+
+HEADS = [NetworkOutput(f"action{place}", width) for place, width in enumerate((3, 2, 4))]
+UNNAMED = [NetworkOutput(str(20 + place), width) for place, width in enumerate((3, 2, 4))]
+CHOICES = "a: {choices: 3}, b: {choices: 2}, c: {choices: 4}"
+STATED = CHOICES.replace("}", ", values: VALUES}")
+
+
+@pytest.mark.parametrize("heads", [HEADS, UNNAMED], ids=["named", "unnamed"])
+@pytest.mark.parametrize("value", [[], [NetworkOutput("23", 1)]], ids=["alone", "beside a value"])
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        (CHOICES, "logits"),
+        (STATED.replace("VALUES", "logits"), "logits"),
+        (STATED.replace("VALUES", "q_values"), "q_values"),
+    ],
+    ids=["choices", "logits", "q values"],
+)
+def test_output_for_each_action_is_read_in_order(
+    fields: str, form: str, heads: list[NetworkOutput], value: list[NetworkOutput]
+) -> None:
+    meaning = read(*heads, *value, schema=f"actions: {{{fields}}}")
+
+    assert [(one.output, one.form) for one in meaning.read] == [(head, form) for head in heads]
+    assert kinds_of(meaning) == [
+        ("categorical", 3, 0, 0),
+        ("categorical", 2, 3, 1),
+        ("categorical", 4, 5, 2),
+    ]
+
+
+@pytest.mark.parametrize("heads", [HEADS, UNNAMED], ids=["named", "unnamed"])
+def test_output_for_each_continuous_action_is_read_in_order(heads: list[NetworkOutput]) -> None:
+    fields = "a: {dimensions: 3}, b: {low: [0, 0], high: [1, 2]}, c: {dimensions: 4}"
+
+    meaning = read(*heads, schema=f"actions: {{{fields}}}")
+
+    assert [(part.kind, part.size) for part in meaning.components] == [
+        ("deterministic", 3),
+        ("deterministic", 2),
+        ("deterministic", 4),
+    ]
+
+
+def test_heads_that_may_be_logits_as_well_as_actions_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"whether its outputs 'action0' \(3 wide\), .* are the"):
+        read(*HEADS)
+    assert len(read(*HEADS, schema="parameters: {discrete: False}").components) == 3
+
+
+ACTION, OTHER = NetworkOutput("21", 3), NetworkOutput("22", 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "family"),
+    [
+        ("a: {dimensions: 3}", "deterministic"),
+        ("a: {low: [0, 0, 0], high: [1, 2, 3]}", "deterministic"),
+        ("a: {values: action}", "deterministic"),
+        ("a: {choices: 3}", "categorical"),
+        ("a: {labels: [x, y, z]}", "categorical"),
+        ("a: {choices: 3, values: q_values}", "categorical"),
+        ("a: {values: logits}", "categorical"),
+        ("a: {dimensions: 1}, b: {dimensions: 2}", "deterministic"),
+    ],
+)
+def test_output_as_wide_as_the_actions_is_theirs(fields: str, family: str) -> None:
+    meaning = read(ACTION, OTHER, schema=f"actions: {{{fields}}}")
+
+    assert [one.output for one in meaning.read] == [ACTION]
+    assert meaning.components[0].kind == family
+    assert any("'22' are left out" in finding for finding in meaning.findings)
+
+
+def test_normal_of_two_outputs_is_told_by_its_width() -> None:
+    outputs = [NetworkOutput("a", 6), NetworkOutput("b", 3)]
+
+    meaning = read(*outputs, schema="actions: {move: {dimensions: 3, values: normal}}")
+
+    assert [one.output.name for one in meaning.read] == ["a"]
+
+
+def test_outputs_of_the_same_width_tell_no_action() -> None:
+    outputs = [NetworkOutput("a", 3), NetworkOutput("b", 3), NetworkOutput("c", 2)]
+
+    with pytest.raises(ModelError, match="nothing tells which of the outputs 'a', 'b', 'c' holds"):
+        read(*outputs, schema="actions: {move: {dimensions: 3}}")
+
+
+def test_outputs_of_choices_and_of_continuous_actions_are_not_read_together() -> None:
+    fields = "a: {choices: 3}, b: {dimensions: 2}, c: {choices: 4}"
+
+    with pytest.raises(ModelError, match="for each action, choices and continuous ones"):
+        read(*UNNAMED, schema=f"actions: {{{fields}}}")

@@ -9,6 +9,7 @@ import numpy as np
 
 from policy_server.formats.keras.model_config import Part, part_of
 from policy_server.formats.keras.network_steps import Steps
+from policy_server.formats.scaled_actions import Bounds
 
 __all__ = ["ACTIVATIONS", "activated", "elu", "gelu", "leaky_relu", "relu", "softmax", "tanh_gelu"]
 
@@ -24,6 +25,7 @@ def softmax(steps: Steps, x: int) -> int:
     """
     result = steps.add("Softmax", x)
     steps.endings[result] = ("softmax", x)
+    steps.bounds[result] = Bounds.of(0, 1)
     return result
 
 
@@ -62,10 +64,16 @@ def relu(steps: Steps, x: int, slope: float = 0.0, highest: float | None = None)
         slope: the factor below zero.
         highest: the largest number that is left; None for any.
     """
-    result = leaky_relu(steps, x, slope) if slope else steps.add("Relu", x)
+    result = leaky_relu(steps, x, slope) if slope else _above_zero(steps, x)
     if highest is not None:
         result = steps.with_constant("Minimum", result, highest)
     return _featured(steps, x, result)
+
+
+def _above_zero(steps: Steps, x: int) -> int:
+    result = steps.add("Relu", x)
+    steps.bounds[result] = Bounds.of_none().changed(lambda side: np.maximum(side, 0))
+    return result
 
 
 def activated(steps: Steps, x: int, part: Part, key: str = "activation") -> int:
@@ -122,13 +130,19 @@ def _log_softmax(steps: Steps, x: int) -> int:
 def _tanh(steps: Steps, x: int) -> int:
     result = steps.add("Tanh", x)
     steps.endings[result] = ("tanh", x)
-    steps.bounds[result] = np.asarray(-1.0), np.asarray(1.0)
+    steps.bounds[result] = Bounds.of(-1, 1)
     return result
 
 
 def _sigmoid(steps: Steps, x: int) -> int:
     result = _featured(steps, x, steps.add("Sigmoid", x))
-    steps.bounds[result] = np.asarray(0.0), np.asarray(1.0)
+    steps.bounds[result] = Bounds.of(0, 1)
+    return result
+
+
+def _softsign(steps: Steps, x: int) -> int:
+    result = _featured(steps, x, steps.add("Softsign", x))
+    steps.bounds[result] = Bounds.of(-1, 1)
     return result
 
 
@@ -208,7 +222,7 @@ ACTIVATIONS: Mapping[str, _Activation] = {
     "silu": _feature(_gated(_step("Sigmoid"))),
     "softmax": softmax,
     "softplus": _feature(_step("Softplus")),
-    "softsign": _feature(_step("Softsign")),
+    "softsign": _softsign,
     "swish": _feature(_gated(_step("Sigmoid"))),
     "tanh": _tanh,
     "tanh_shrink": lambda steps, x: steps.add("Sub", x, steps.add("Tanh", x)),

@@ -18,8 +18,10 @@ from policy_server.formats.scaled_actions import Bounds
 
 __all__ = ["Steps"]
 
-_AFFINE = {
+_CHANGES = {
     "AddV2": np.add,
+    "Maximum": np.maximum,
+    "Minimum": np.minimum,
     "Mul": np.multiply,
     "RealDiv": np.divide,
     "Sub": np.subtract,
@@ -33,7 +35,8 @@ class Steps:
         builder: holds them.
         dtype: the type of the model's numbers, float32 or float64.
         endings: for the result of a softmax, a tanh and the like, its name and its input.
-        bounds: the least and the most that a tanh or a sigmoid leaves, after a scaling too.
+        bounds: the least and the most that a tanh, a softmax or a clipping leaves, after a
+            scaling too.
         layer: the layer whose steps are added now, for messages; None for none.
     """
 
@@ -110,11 +113,13 @@ class Steps:
             value: the constant.
         """
         result = self.add(operation, x, self.numbers(value))
-        function = _AFFINE.get(operation)
-        if function is not None and x in self.bounds:
-            low, high = (function(side, np.asarray(value, np.float64)) for side in self.bounds[x])
-            self.bounds[result] = np.minimum(low, high), np.maximum(low, high)
-            if x in self.endings and self.endings[x][0] != "activation":
+        function = _CHANGES.get(operation)
+        if function is not None and (x in self.bounds or operation in ("Maximum", "Minimum")):
+            before = self.bounds.get(x, Bounds.of_none())
+            stated = np.asarray(value, np.float64)
+            self.bounds[result] = before.changed(lambda side: function(side, stated))
+            if x in self.endings and self.endings[x][0] == "tanh":
+                # Numbers behind a softmax that constants change are no probabilities any more.
                 self.endings[result] = self.endings[x]
         return result
 
@@ -154,7 +159,7 @@ class Steps:
         if self.shape(x) == shape:
             return x
         result = self.add("Reshape", x, self.keep(np.array([-1, *shape])))
-        if len(shape) == 1 and x in self.bounds and self.bounds[x][0].ndim == 0:
+        if len(shape) == 1 and x in self.bounds and self.bounds[x].low.ndim == 0:
             # Each number stays within the same bounds.
             self.bounds[result] = self.bounds[x]
         if x in self.endings and shape[-1:] == self.shape(x)[-1:]:
@@ -193,7 +198,11 @@ class Steps:
         """
         if len(parts) == 1:
             return parts[0]
-        return self.add("ConcatV2", *parts, self.keep(np.array(axis)))
+        result = self.add("ConcatV2", *parts, self.keep(np.array(axis)))
+        if all(len(self.shape(x)) == 1 for x in parts):
+            known = [(self.bounds.get(x, Bounds.of_none()), self.size(x)) for x in parts]
+            self.bounds[result] = Bounds.joined(known)
+        return result
 
     def reduced(self, operation: str, x: int, axes: tuple[int, ...], *, keeps: bool) -> int:
         """Return the register of a sum, a mean and the like over axes of a row.

@@ -20,7 +20,13 @@ from policy_server.formats.onnx.plan import Piece, Transform
 from policy_server.formats.onnx.random_nodes import RandomNodes
 from policy_server.formats.onnx.roles import Roles
 from policy_server.formats.onnx.whole_numbers import WholeNumbers
-from policy_server.formats.output_meaning import Form, NetworkOutput, ReadOutput, read_meaning
+from policy_server.formats.output_meaning import (
+    Ending,
+    Form,
+    NetworkOutput,
+    ReadOutput,
+    read_meaning,
+)
 from policy_server.policy import ActionComponent, ActionOutput, Basis
 from policy_server.schema import ServerSchema
 
@@ -202,7 +208,8 @@ class _Reader:
         ending, row_length = self._view.ending(tensor), self._view.row_length(tensor)
         is_whole = measured.has_integer_type or tensor in self._whole
         if ending in (None, "activation"):
-            ending = (measured.ending_of_whole if is_whole else measured.ending) or ending
+            shown = self._ending_of_whole(measured) if is_whole else measured.ending
+            ending = shown or ending
             if not joined and measured.may_join_log_probabilities:
                 joined = measured.log_probability_sizes(self._told_sizes(tensor))
         if joined:
@@ -222,6 +229,19 @@ class _Reader:
             has_noise=self._view.written_before(self._noise, tensor),
             rows=measured.rows,
         )
+
+    def _ending_of_whole(self, measured: Measured) -> Ending | None:
+        """Return the ending of whole numbers, which may be a one-hot vector of any type.
+
+        Several integer actions of which one alone is 1 on all probes are told by schema.yaml.
+        """
+        schema = self._schema or ServerSchema()
+        fields = schema.actions or ()
+        if not measured.is_one_hot or len(fields) > 1 or schema.tuple:
+            return None
+        is_stated = schema.discrete is True or any(one.choices == measured.width for one in fields)
+        is_told = not measured.has_integer_type or is_stated or measured.has_several_places
+        return "one_hot" if is_told else None
 
     def _told_sizes(self, tensor: str) -> list[tuple[int, ...]]:
         """Return the sizes of a tensor's parts, as the graph and schema.yaml tell them."""

@@ -97,7 +97,7 @@ def _without_rescaling(
         lambda name: graph.measure([name])[name].has_integer_type,
         RandomNodes(graph.model, graph.roles.fixed),
     )
-    kept = KeptBounds(graph.model, view)
+    kept = KeptBounds(graph.model, view, lambda name: graph.measure([name])[name].rows)
     parts = [
         kept.part(piece.tensor, piece.width) if piece.is_plain else KeptPart(piece.width, None)
         for piece in actions.pieces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -42,6 +43,9 @@ _ENDINGS: Mapping[str, Ending] = {
 # What is added to a probability, so that it has a logarithm.
 _TINY = 1e-5
 _LINEAR = ("Add", "Div", "Mul", "Sub")
+# More parts of an action than any policy has: a tensor that is joined with itself some twenty
+# times has a million of them.
+_MOST_JOINED = 10_000
 
 
 class GraphView:
@@ -117,6 +121,14 @@ class GraphView:
             node = self.node(following[0])
         return "tanh" if node is not None and node.operator == "Tanh" else None
 
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """Return a tensor's dimensions for a batch.
+
+        Args:
+            tensor: its name.
+        """
+        return self._shape_of(tensor)
+
     def row_length(self, tensor: str) -> int | None:
         """Return how many numbers a softmax at a tensor's end is taken over; None without one.
 
@@ -163,11 +175,20 @@ class GraphView:
         Args:
             tensor: its name.
         """
-        if tensor in self._constants:
-            return True
-        inputs = {item.name for item in self._model.inputs}
-        found = ancestors_of(self._model, [tensor])
-        return not found & inputs and not self._random.before(tensor)
+        return tensor in self._constants or tensor not in self._varying
+
+    @functools.cached_property
+    def _varying(self) -> frozenset[str]:
+        """Return the tensors that inputs or random numbers change.
+
+        They are found in one pass over the graph, since long chains are asked for node by node.
+        """
+        found = {item.name for item in self._model.inputs}
+        for node in self._model.nodes:
+            is_random = any(self._random.is_random(one) for one in (node, *node.inner))
+            if is_random or found.intersection(node.reads):
+                found.update(node.outputs)
+        return frozenset(found)
 
     def random_nodes(self, tensor: str) -> list[Node]:
         """Return the nodes that draw random numbers on the way to a tensor.
@@ -187,20 +208,19 @@ class GraphView:
         Returns:
             The nodes; None where another operation lies between.
         """
-        node = self.node(tensor)
-        if node is None:
-            return None
-        if node.operator == operator:
-            return [node]
-        if node.operator != "Concat":
-            return None
-        parts = [self.leaves(name, operator) for name in node.inputs]
+        waiting = [tensor]
         found: list[Node] = []
-        for part in parts:
-            if part is None:
+        for _ in range(_MOST_JOINED):
+            if not waiting:
+                return found
+            node = self.node(waiting.pop())
+            if node is not None and node.operator == operator:
+                found.append(node)
+            elif node is not None and node.operator == "Concat":
+                waiting += reversed(node.inputs)
+            else:
                 return None
-            found += part
-        return found
+        return None
 
     def concatenated(self, tensor: str) -> tuple[str, ...]:
         """Return the tensors that another joins, before constants or a log change it.
@@ -222,23 +242,34 @@ class GraphView:
         Args:
             tensor: its name.
         """
-        return tuple(self._softmax_inputs(tensor, is_log=False) or ())
+        waiting = [(tensor, False)]
+        found: list[str] = []
+        for _ in range(_MOST_JOINED):
+            if not waiting:
+                return tuple(found)
+            name, is_log = waiting.pop()
+            node = self.node(name)
+            if is_log and node is not None and node.operator == "Softmax":
+                if self._length(node) is None:
+                    return ()
+                found.append(node.inputs[0])
+                continue
+            following = None if node is None else self._before_log(node, is_log=is_log)
+            if following is None:
+                return ()
+            waiting += reversed(following)
+        return ()
 
-    def _softmax_inputs(self, tensor: str, *, is_log: bool) -> list[str] | None:
-        node = self.node(tensor)
-        if node is None:
-            return None
+    def _before_log(self, node: Node, *, is_log: bool) -> list[tuple[str, bool]] | None:
+        """Return the tensors before a node, and whether a logarithm follows; None for another."""
         if node.operator == "Concat":
-            parts = [self._softmax_inputs(name, is_log=is_log) for name in node.inputs]
-            known = [part for part in parts if part is not None]
-            return [name for part in known for name in part] if len(known) == len(parts) else None
+            return [(name, is_log) for name in node.inputs]
         if node.operator == "Log" and not is_log:
-            return self._softmax_inputs(node.inputs[0], is_log=True)
+            return [(node.inputs[0], True)]
         if node.operator == "Add" and is_log:
             following = [name for name in node.inputs if not self._is_tiny(name)]
-            return self._softmax_inputs(following[0], is_log=True) if len(following) == 1 else None
-        is_softmax = is_log and node.operator == "Softmax" and self._length(node) is not None
-        return [node.inputs[0]] if is_softmax else None
+            return [(following[0], True)] if len(following) == 1 else None
+        return None
 
     def _is_tiny(self, tensor: str) -> bool:
         value = self.constant(tensor)

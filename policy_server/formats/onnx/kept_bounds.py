@@ -17,8 +17,13 @@ __all__ = ["KeptBounds"]
 
 Array = NDArray[Any]
 
-_ABOUT_ONE = 1.0 + 1e-5
-_ACTIVATIONS = {"Tanh": (-1.0, 1.0), "Sigmoid": (0.0, 1.0)}
+_ACTIVATIONS = {
+    "HardSigmoid": Bounds.of(0, 1),
+    "Sigmoid": Bounds.of(0, 1),
+    "Softmax": Bounds.of(0, 1),
+    "Softsign": Bounds.of(-1, 1),
+    "Tanh": Bounds.of(-1, 1),
+}
 _LINEAR: Mapping[str, Callable[[Array, Array], Array]] = {
     "Add": np.add,
     "Div": np.divide,
@@ -34,89 +39,87 @@ class KeptBounds:
     CleanRL's actors end with `tanh(x) * action_scale + action_bias`, in the environment's units.
     """
 
-    def __init__(self, model: OnnxModel, view: GraphView) -> None:
+    def __init__(self, model: OnnxModel, view: GraphView, rows_of: Callable[[str], Array]) -> None:
         """Own nothing but the graph's constants.
 
         Args:
             model: the graph.
             view: follows it.
+            rows_of: gives a tensor's numbers for some observations, float[B, width], by its name.
         """
         self._view = view
         self._constants = constants_of(model)
+        self._rows_of = rows_of
 
     def part(self, tensor: str, width: int) -> KeptPart:
         """Return a tensor with the least and the most of its numbers, where they are told.
-
-        Numbers within [-1, 1], and those that are only clipped, may be meant to be rescaled.
 
         Args:
             tensor: its name.
             width: how many numbers it has in one row.
         """
-        with np.errstate(all="ignore"):
-            low, high = self._range(tensor)
-        if {low.size, high.size} - {1, width} or not np.isfinite([*low, *high]).all():
-            return KeptPart(width, None)
-        is_within = bool((low >= -_ABOUT_ONE).all() and (high <= _ABOUT_ONE).all())
-        return KeptPart(width, (low, high), not is_within and self._is_squashed(tensor))
+        found = self._range(tensor)
+        if not found.is_known:
+            found = self._joined(tensor)
+        if {found.low.size, found.high.size} - {1, width} or not found.is_known:
+            return KeptPart(width, Bounds.of_shares(self._rows_of(tensor)))
+        return KeptPart(width, found)
 
-    def _is_squashed(self, tensor: str) -> bool:
-        """Return whether a tensor is a tanh or a sigmoid that constants change."""
+    def _joined(self, tensor: str) -> Bounds:
+        """Return the bounds of parts that are joined, such as a steering's tanh and a sigmoid."""
         node = self._view.node(tensor)
-        while node is not None and node.operator in ("Clip", *_LINEAR, *_LIMITS):
-            following = [name for name in node.inputs if name and self._constant(name) is None]
-            node = self._view.node(following[0]) if len(following) == 1 else None
-        return node is not None and node.operator in _ACTIVATIONS
+        if node is None or node.operator != "Concat":
+            return Bounds.of_none()
+        # One row of each part lies behind another only where a row has no other dimension.
+        shapes = [self._view.shape(name) for name in node.inputs]
+        if any(len(shape) != len(("rows", "numbers")) for shape in shapes):
+            return Bounds.of_none()
+        parts = [
+            (self._range(name), shape[1]) for name, shape in zip(node.inputs, shapes, strict=True)
+        ]
+        return Bounds.joined(parts)
 
     def _range(self, tensor: str) -> Bounds:
         """Return a tensor's least and most, infinite where nothing tells them."""
-        node = self._view.node(tensor)
-        if node is not None and node.operator in _ACTIVATIONS:
-            low, high = _ACTIVATIONS[node.operator]
-            return np.full(1, low), np.full(1, high)
-        if node is not None and node.operator == "Clip":
-            return self._clipped(node)
-        if node is not None and len(node.inputs) == 2 and node.operator in (*_LINEAR, *_LIMITS):
-            return self._changed(node)
-        return _unknown()
+        changes: list[Callable[[Array], Array]] = []
+        found = Bounds.of_none()
+        while (node := self._view.node(tensor)) is not None:
+            if node.operator in _ACTIVATIONS:
+                found = _ACTIVATIONS[node.operator]
+                break
+            following = self._change(node)
+            if following is None:
+                break
+            tensor, change = following
+            changes.append(change)
+        for change in reversed(changes):
+            found = found.changed(change)
+        return found
 
-    def _clipped(self, node: Node) -> Bounds:
+    def _change(self, node: Node) -> tuple[str, Callable[[Array], Array]] | None:
+        """Return the tensor that constants change, and the change; None for another node."""
+        if node.operator == "Clip":
+            return node.inputs[0], self._clipping(node)
+        function = {**_LINEAR, **_LIMITS}.get(node.operator)
+        if function is None or len(node.inputs) != 2:
+            return None
+        first, second = map(self._constant, node.inputs)
+        if second is not None:
+            return node.inputs[0], lambda side: function(side, second)
+        if first is None or node.operator == "Div":
+            return None
+        return node.inputs[1], lambda side: function(first, side)
+
+    def _clipping(self, node: Node) -> Callable[[Array], Array]:
         stated = [node.attributes.get("min"), node.attributes.get("max")]
         for place, name in enumerate(node.inputs[1:3]):
             stated[place] = self._constant(name) if name else None
-        low, high = self._range(node.inputs[0])
         least, most = (
             np.full(1, rest) if value is None else np.ravel(np.asarray(value, np.float64))
             for value, rest in zip(stated, (-np.inf, np.inf), strict=True)
         )
-        return _each(lambda side: np.minimum(np.maximum(side, least), most), low, high)
-
-    def _changed(self, node: Node) -> Bounds:
-        """Return the bounds behind a node of a constant and a tensor."""
-        function = {**_LINEAR, **_LIMITS}[node.operator]
-        first, second = map(self._constant, node.inputs)
-        if second is not None:
-            return _each(
-                lambda side: function(side, second),
-                *self._range(node.inputs[0]),
-            )
-        if first is None or node.operator == "Div":
-            return _unknown()
-        return _each(lambda side: function(first, side), *self._range(node.inputs[1]))
+        return lambda side: np.minimum(np.maximum(side, least), most)
 
     def _constant(self, name: str) -> Array | None:
         value = self._constants.get(self._view.source(name))
         return None if value is None else np.ravel(np.asarray(value, np.float64))
-
-
-def _unknown() -> Bounds:
-    return np.full(1, -np.inf), np.full(1, np.inf)
-
-
-def _each(change: Callable[[Array], Array], low: Array, high: Array) -> Bounds:
-    """Return the bounds behind a change that is monotone; unknown where the sizes don't fit."""
-    try:
-        one, other = change(low), change(high)
-    except ValueError:
-        return _unknown()
-    return np.minimum(one, other), np.maximum(one, other)

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from policy_server.errors import ModelError
 from policy_server.formats.onnx.model_file import OnnxModel
+from policy_server.schema import load_foreign_yaml
 
 __all__ = ["Description", "read_description"]
 
 _MOST_BYTES = 1_000_000
 _HEADER_BYTES = 8
+# The letters of a file's name in a message.
+_SHOWN = 100
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -56,10 +57,10 @@ def read_description(files: Mapping[str, Path], model: OnnxModel) -> Description
         if "/" in name or not name.endswith(_SUFFIXES) or path.stat().st_size > _MOST_BYTES:
             continue
         try:
-            content = yaml.safe_load(path.read_bytes())
+            content: Any = load_foreign_yaml(path.read_bytes())
             models, pipeline = content["models"], content["pipeline"]
             found = {str(key): item["parameters"] for key, item in models.items()}
-        except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             # schema.yaml, or another program's.
             continue
         return _Description(files, model, name).read(found, models, pipeline)
@@ -94,8 +95,8 @@ class _Description:
                 for source, targets in flows.items()
                 for target in targets
             }
-            inputs = [item["name"] for item in models[node]["inputs"]]
-            outputs = [item["name"] for item in models[node]["outputs"]]
+            inputs = [_name_of(item) for item in models[node]["inputs"]]
+            outputs = [_name_of(item) for item in models[node]["outputs"]]
         except (TypeError, KeyError, AttributeError, ValueError, OSError) as error:
             raise ModelError(f"{self._name}: is no whole description; export both again") from error
         ours = (
@@ -131,9 +132,13 @@ class _Description:
         """Refuse a state that begins with other numbers than zeros."""
         if name is None:
             return
-        path = self._files.get(str(name))
+        if not isinstance(name, str):
+            raise TypeError("expected the name of a file")
+        path = self._files.get(name)
         if path is None:
-            raise ModelError(f"{self._name}: needs {name} beside it; copy the whole folder")
+            raise ModelError(
+                f"{self._name}: needs {name[:_SHOWN]} beside it; copy the whole folder"
+            )
         content = path.read_bytes()
         length = int.from_bytes(content[:_HEADER_BYTES], "little")
         json.loads(content[_HEADER_BYTES : _HEADER_BYTES + length])
@@ -142,6 +147,13 @@ class _Description:
                 f"{self._name}: its state begins with the numbers of {name}, expected zeros; "
                 "export a policy whose memory starts at zero"
             )
+
+
+def _name_of(item: Mapping[str, Any]) -> str:
+    name = item["name"]
+    if not isinstance(name, str):
+        raise TypeError("expected a name")
+    return name
 
 
 def _by_place(stated: Sequence[str], own: Sequence[str]) -> Mapping[str, str]:

@@ -59,13 +59,21 @@ class Measured:
         return None if self.is_saturated else "softmax"
 
     @property
-    def ending_of_whole(self) -> Ending | None:
-        """Return the ending of whole numbers, which may be a one-hot vector."""
+    def is_one_hot(self) -> bool:
+        """Return whether each of its rows of zeros and ones has exactly one 1."""
         rows = self.rows
-        if self.has_integer_type or self.width < 2 or not ((rows == 0) | (rows == 1)).all():
-            return None
+        if self.width < 2 or not ((rows == 0) | (rows == 1)).all():
+            return False
         sums = rows.reshape(len(rows), -1, self.row_length).sum(axis=2)
-        return "one_hot" if (sums == 1).all() else None
+        return bool((sums == 1).all())
+
+    @property
+    def has_several_places(self) -> bool:
+        """Return whether its largest number is not always at the same place.
+
+        Truth values of which the same one alone is always true tell no choice among them.
+        """
+        return len(np.unique(self.rows.argmax(axis=1))) > 1
 
     @property
     def may_join_log_probabilities(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
+from policy_server.formats.onnx.fixed_inputs import filled_with, reset_flags, switched
 from policy_server.formats.onnx.model_file import Node, OnnxModel
 from policy_server.formats.onnx.observed_inputs import in_schema_order
 from policy_server.formats.onnx.plan import Feed
@@ -30,8 +31,6 @@ from policy_server.schema import ServerSchema
 __all__ = ["Roles", "find_roles"]
 
 _MASK = re.compile(r"(?:action|available_actions?|legal_actions?)_?masks?|avail_actions")
-_LENGTHS = re.compile(r"seq_?lens?|sequence_lengths?")
-_SWITCHES = re.compile(r"(?:is_)?training|train_mode|deterministic|explore")
 _ENDLESS = ("Loop", "Scan")
 
 
@@ -118,7 +117,16 @@ def find_roles(
     _refuse_lost_memory(model, needed, pairs=pairs)
     before = {pair.before.name for pair in pairs}
     others = [item for item in model.inputs if item.name not in before]
-    fixed = [feed for item in others if (feed := _fixed(item, model.name)) is not None]
+    flags = reset_flags(others, model.name, schema) if pairs else []
+    flagged = {feed.name for feed in flags}
+    fixed = [
+        *(
+            feed
+            for item in others
+            if item.name not in flagged and (feed := switched(item, model.name)) is not None
+        ),
+        *flags,
+    ]
     taken = _masks(others, needed) if masks is None else masks
     filled = [item for item in others if item.name in taken]
     mask = next((item.name for item in filled if item.name in needed), None)
@@ -135,9 +143,9 @@ def find_roles(
     feeds = [
         *_observation_feeds(model, observations, schema, states),
         *fixed,
-        *(_shaped(item, model.name, value=1.0) for item in filled),
+        *(filled_with(item, model.name, value=1.0) for item in filled),
         *(_state_feed(model, pair) for pair in states),
-        *(_shaped(pair.before, model.name) for pair in pairs if pair.before.name in dummies),
+        *(filled_with(pair.before, model.name) for pair in pairs if pair.before.name in dummies),
     ]
     order = [*(item.name for item in observations), *(pair.before.name for pair in states)]
     return Roles(
@@ -240,26 +248,6 @@ def _refuse_lost_memory(model: OnnxModel, needed: set[str], *, pairs: Sequence[S
             )
 
 
-def _fixed(item: SignatureTensor, name: str) -> Feed | None:
-    """Return the feed of an input that is no observation; None for one that may be."""
-    plain = item.name.lower()
-    if _LENGTHS.fullmatch(plain):
-        return _shaped(item, name, value=1.0)
-    if _SWITCHES.fullmatch(plain) and item.dtype == "bool":
-        return _shaped(item, name, value=float(plain == "deterministic"))
-    return None
-
-
-def _shaped(item: SignatureTensor, name: str, *, value: float = 0.0) -> Feed:
-    """Return an input that is always the same; its rows lie along its first open or single axis."""
-    shape = item.shape
-    if shape is None:
-        raise ModelError(f"{name}: the input {item.name!r} has no shape; export it with one")
-    axis = next((at for at, size in enumerate(shape) if size is None or size == 1), None)
-    rest = tuple(1 if size is None else size for at, size in enumerate(shape) if at != axis)
-    return Feed(item.name, item.dtype, rest, axis, None, value)
-
-
 def _observation_feeds(
     model: OnnxModel,
     observations: Sequence[SignatureTensor],
@@ -281,8 +269,7 @@ def _observation_feeds(
         rest = _row_shape(item, shape, model, is_recurrent=bool(states))
         if None in rest:
             rest = _closed(model.name, item, rest, schema, is_only=len(observations) == 1)
-        # One dimension of a known size is a single observation, without an axis of rows.
-        axis = None if len(shape) == 1 and shape[0] is not None else 0
+        axis = None if _is_single(shape, model) else 0
         found.append(Feed(item.name, item.dtype, tuple(size or 0 for size in rest), axis, 0))
     return found
 
@@ -299,10 +286,26 @@ def _refuse_steps_first(
         )
 
 
+def _is_single(shape: tuple[int | None, ...], model: OnnxModel) -> bool:
+    """Return whether an input takes a single observation, without an axis of rows.
+
+    One dimension of a known size does; so do several, such as an image's of 3 x 16 x 16, where no
+    output has a row for each of the first one's numbers.
+    """
+    if not shape or None in shape:
+        return False
+    if len(shape) == 1:
+        return True
+    outputs = [item.shape for item in model.outputs]
+    return shape[0] != 1 and all(
+        output is not None and None not in output and output[:1] != shape[:1] for output in outputs
+    )
+
+
 def _row_shape(
     item: SignatureTensor, shape: tuple[int | None, ...], model: OnnxModel, *, is_recurrent: bool
 ) -> tuple[int | None, ...]:
-    if len(shape) == 1 and shape[0] is not None:
+    if _is_single(shape, model):
         return shape
     if not shape or shape[0] not in (None, 1):
         raise ModelError(

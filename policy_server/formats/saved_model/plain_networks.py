@@ -34,9 +34,10 @@ from policy_server.formats.saved_model.bare import (
 )
 from policy_server.formats.saved_model.graph import DISTRIBUTION_INPUTS, LoadedGraph
 from policy_server.formats.saved_model.graph_nodes import add_constant, add_node
+from policy_server.formats.saved_model.kept_bounds import base_of, kept_bounds
 from policy_server.formats.saved_model.nodes import GraphNodes
 from policy_server.formats.saved_model.runner import GraphRunner
-from policy_server.formats.scaled_actions import Bounds, without_rescaling
+from policy_server.formats.scaled_actions import without_rescaling
 from policy_server.policy import SignatureTensor
 from policy_server.schema import ServerSchema
 
@@ -44,7 +45,7 @@ __all__ = ["is_plain_network", "read_network"]
 
 _SUBJECT = "saved_model.pb"
 _NUMBERED = re.compile(r"output_\d+")
-_ACTIVATIONS = ("Elu", "LeakyRelu", "Relu", "Relu6", "Selu", "Softplus", "Softsign")
+_ACTIVATIONS = ("Elu", "LeakyRelu", "Relu", "Relu6", "Selu", "Sigmoid", "Softplus", "Softsign")
 _ENDINGS: Mapping[str, Ending] = {
     **dict.fromkeys(_ACTIVATIONS, "activation"),
     "ArgMax": "arg_max",
@@ -53,14 +54,6 @@ _ENDINGS: Mapping[str, Ending] = {
     "Softmax": "softmax",
     "Tanh": "tanh",
 }
-_AFFINE = {
-    "Add": np.add,
-    "AddV2": np.add,
-    "Mul": np.multiply,
-    "RealDiv": np.divide,
-    "Sub": np.subtract,
-}
-_LIMITS = {"Sigmoid": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
 _FEWEST_COMPARED = 2
 _KINDS_OF_ACTIONS = 2
 _NUMBERS = ("bfloat", "bool", "float", "int", "uint")
@@ -136,7 +129,7 @@ def read_network(
     bounds = {
         name: found
         for name, item in by_name.items()
-        if (found := _bounds(nodes, loaded.fetches[item.name])[1]) is not None
+        if (found := kept_bounds(nodes, loaded.fetches[item.name])) is not None
     }
     loaded = replace(loaded, graph_def=graph, fetches=fetches)
     return loaded, meaning, without_rescaling(meaning, schema, bounds)
@@ -184,26 +177,9 @@ def _is_before(nodes: GraphNodes, tensor: str, others: Sequence[str]) -> bool:
 
 
 def _ending(nodes: GraphNodes, tensor: str) -> Ending | None:
-    ending, bounds = _bounds(nodes, tensor)
-    return _ENDINGS.get(nodes.node(nodes.source(tensor)).op) if bounds is None else ending
-
-
-def _bounds(nodes: GraphNodes, tensor: str) -> tuple[Ending | None, Bounds | None]:
-    """Return the ending and the bounds of a tanh or a sigmoid, also where constants scale it."""
-    scales: list[tuple[str, NDArray[Any]]] = []
     node = nodes.node(nodes.source(tensor))
-    while node.op in _AFFINE and (value := nodes.constant(node.input[1])) is not None:
-        scales.append((node.op, value.astype(np.float64)))
-        node = nodes.node(nodes.source(node.input[0]))
-    if node.op not in _LIMITS:
-        return None, None
-    low, high = (np.asarray(side) for side in _LIMITS[node.op])
-    for operation, value in reversed(scales):
-        sides = [_AFFINE[operation](side, value) for side in (low, high)]
-        low, high = np.minimum(*sides), np.maximum(*sides)
-    if node.op == "Tanh":
-        return "tanh", (low, high)
-    return (None if scales else "activation"), (low, high)
+    # Constants may scale a tanh, and clip it.
+    return _ENDINGS.get(node.op) or ("tanh" if base_of(nodes, tensor).op == "Tanh" else None)
 
 
 def _told_name(

@@ -94,15 +94,32 @@ def is_feature_layer(loaded: LoadedGraph, output: str) -> bool:
 
 
 def _is_activated(nodes: GraphNodes, tensor: str) -> bool:
-    node = nodes.node(tensor)
-    if node.op in _ACTIVATION_OPS:
-        return True
+    """Return whether a tensor comes straight out of an activation function.
+
+    Each tensor is looked at once: x * x, repeated, has a path for each of its factors.
+    """
+    found: dict[str, bool] = {}
+    waiting = [tensor]
+    while waiting:
+        current = waiting[-1]
+        node = nodes.node(current)
+        parts = _parts(nodes, node)
+        if missing := [item for item in parts if item not in found]:
+            waiting += missing
+            continue
+        waiting.pop()
+        told = [found[item] for item in parts]
+        is_joined = node.op in _JOINING_OPS and bool(told) and all(told)
+        is_changed = node.op in _ELEMENTWISE_OPS and any(told)
+        found[current] = node.op in _ACTIVATION_OPS or is_joined or is_changed
+    return found[tensor]
+
+
+def _parts(nodes: GraphNodes, node: Any) -> list[str]:  # noqa: ANN401 -- TensorFlow is untyped
+    """Return the tensors that tell whether a node's result comes out of an activation."""
     if node.op in _JOINING_OPS:
-        parts = [item for item in nodes.inputs_of(node) if nodes.constant(item) is None]
-        return bool(parts) and all(_is_activated(nodes, item) for item in parts)
-    if node.op in _ELEMENTWISE_OPS:
-        return any(_is_activated(nodes, item) for item in nodes.inputs_of(node))
-    return False
+        return [item for item in nodes.inputs_of(node) if nodes.constant(item) is None]
+    return nodes.inputs_of(node) if node.op in _ELEMENTWISE_OPS else []
 
 
 def _depends_on(nodes: GraphNodes, tensor: str, searched: str) -> bool:

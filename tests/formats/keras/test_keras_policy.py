@@ -285,6 +285,31 @@ def test_action_of_a_plain_tanh_is_rescaled_to_the_bounds(tmp_path: Path) -> Non
     assert actions == pytest.approx(np.asarray(model(ROWS)) * 5, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "output",
+    [
+        dense(2, activation="softmax"),
+        dense(2, activation="sigmoid"),
+        dense(2, activation="hard_sigmoid"),
+        ops.clip(dense(2), 0, 1),
+        ops.clip(ops.tanh(dense(2)), 0, 1),
+        layers.ReLU(max_value=1.0)(dense(2)),
+        layers.Concatenate()([dense(1, activation="sigmoid"), dense(1, activation="sigmoid")]),
+    ],
+    ids=["softmax", "sigmoid", "hard sigmoid", "clip", "clipped tanh", "relu", "joined"],
+)
+def test_action_of_its_own_bounds_is_not_rescaled(output: Keras, tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, output)
+    folder = save(model, tmp_path)
+
+    policy = load(folder, "actions: {force: {low: [0, 0], high: [1, 1]}}")
+
+    actions = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).actions
+    assert actions == pytest.approx(np.asarray(model(ROWS)), abs=1e-6)
+    with pytest.raises(ModelError, match=r"gives numbers in \[0, 1\]; write 'normalized: False'"):
+        load(folder, "actions: {force: {low: [0, 0], high: [10, 10]}}")
+
+
 def two_inputs() -> keras.Model:
     near, far = keras.Input((2,), name="near"), keras.Input((2, 3), name="far")
     joined = layers.Concatenate()([near, layers.Flatten()(far)])
@@ -689,3 +714,12 @@ def test_bounded_features_of_the_value_stand_beside_the_mean(tmp_path: Path) -> 
     policy = load(save(keras.Model(INPUTS, outputs), tmp_path))
 
     assert policy.signature.family == "normal(2)"
+
+
+def test_output_as_wide_as_the_actions_is_theirs_beside_a_value(tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, [dense(3), dense(1)])
+
+    policy = load(save(model, tmp_path), "actions: {force: {dimensions: 3}}")
+
+    actions = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).actions
+    assert actions == pytest.approx(np.asarray(model(ROWS)[0]), abs=1e-5)

@@ -757,3 +757,41 @@ def test_bounds_that_rescale_sb3s_documented_export_are_told(tmp_path: Path) -> 
     policy = load(tmp_path, "actions: {a: {low: [-1, 0], high: [3, 0.5]}}")
 
     assert any("write 'normalized: False'" in one for one in policy.signature.findings)
+
+
+@pytest.mark.parametrize("names", [("20", "21"), ("action0", "action1")])
+def test_output_for_each_choice_is_read_in_order(names: tuple[str, str], tmp_path: Path) -> None:
+    path = actor(
+        tmp_path,
+        node("Constant", [], ["sizes"], value_ints=[3, 2]),
+        node("Split", ["net", "sizes"], list(names), axis=1),
+        actions=5,
+        outputs=[tensor(names[0], ["batch", 3]), tensor(names[1], ["batch", 2])],
+    )
+
+    policy = load(tmp_path, "actions: {turn: {choices: 3}, jump: {choices: 2}}")
+
+    first, second = onnxruntime.InferenceSession(path).run(None, {"obs": ROWS})
+    expected = np.stack([first.argmax(axis=1), second.argmax(axis=1)], axis=1)
+    assert modes_of(policy, ROWS).tolist() == expected.tolist()
+    assert policy.signature.family == "categorical(3) + categorical(2)"
+
+
+@pytest.mark.parametrize(
+    "schema", ["{low: [-1, -1], high: [1, 1]}", "{dimensions: 2}", "{values: action}"]
+)
+def test_action_and_value_without_names_are_told_by_their_widths(
+    schema: str, tmp_path: Path
+) -> None:
+    path = actor(
+        tmp_path,
+        node("Constant", [], ["sizes"], value_ints=[2, 1]),
+        node("Split", ["net", "sizes"], ["21", "22"], axis=1),
+        outputs=[tensor("21", ["batch", 2]), tensor("22", ["batch", 1])],
+    )
+
+    policy = load(tmp_path, f"actions: {{torque: {schema}}}")
+
+    expected = theirs(path, ROWS)
+    expected = np.clip(expected, -1, 1) if "low" in schema else expected
+    np.testing.assert_allclose(modes_of(policy, ROWS), expected, atol=1e-6)

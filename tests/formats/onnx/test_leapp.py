@@ -198,3 +198,37 @@ def test_state_that_begins_with_other_numbers_than_zeros_is_refused(
         "walker.yaml: its state begins with the numbers of first.safetensors, expected zeros; "
         "export a policy whose memory starts at zero"
     )
+
+
+# Each line stands for ten times the one before: some 400 bytes of text, a million values.
+BOMB = "".join(
+    f"b{level}: &b{level} [{', '.join([f'*b{level - 1}'] * 10) if level else 'x'}]\n"
+    for level in range(7)
+)
+
+
+def test_aliases_that_stand_for_too_many_values_are_no_description(tmp_path: Path) -> None:
+    path = described(tmp_path)
+    text = (tmp_path / "walker.yaml").read_text()
+    text = text.replace("pipeline:\n", "pipeline:\n  initial_values: *b6\n")
+    (tmp_path / "walker.yaml").write_text(BOMB + text)
+
+    assert path.exists()
+    assert not load_policy(tmp_path).signature.memory
+
+
+@pytest.mark.parametrize("value", [["start.safetensors"], {"a": 1}, 3])
+def test_initial_values_that_name_no_file_are_refused(value: object, tmp_path: Path) -> None:
+    described(tmp_path, initial_values=value)
+
+    with pytest.raises(ModelError, match=r"walker\.yaml: is no whole description"):
+        load_policy(tmp_path)
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    described(tmp_path)
+    text = (tmp_path / "walker.yaml").read_text()
+    (tmp_path / "walker.yaml").write_text(text.replace("name: past", "name: [past]"))
+
+    with pytest.raises(ModelError, match=r"walker\.yaml: is no whole description"):
+        load_policy(tmp_path)

@@ -230,6 +230,57 @@ def test_one_hot_that_is_spelled_out_is_an_action(tmp_path: Path) -> None:
     assert np.isnan(outputs.log_probability).all()
 
 
+@pytest.mark.parametrize("schema", ["parameters: {}", DISCRETE, "actions: {a: {choices: 3}}"])
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", 1), ("int64", 7), ("bool", 9)])
+def test_one_hot_vector_of_any_type_is_one_action(
+    dtype: str, kind: int, schema: str, tmp_path: Path
+) -> None:
+    path = actor(
+        tmp_path,
+        node("ReduceMax", ["net"], ["largest"], axes=[1], keepdims=1),
+        node("Equal", ["net", "largest"], ["is_best"]),
+        node("Cast", ["is_best"], ["action"], to=kind),
+        outputs=[tensor("action", ["batch", 3], dtype)],
+    )
+
+    policy = load(tmp_path, schema)
+
+    assert asked(policy).actions.tolist() == theirs(path)[0].argmax(axis=1)[:, None].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool"])
+@pytest.mark.parametrize(
+    ("ending", "schema"),
+    [
+        (node("GreaterOrEqual", ["net", "zero"], ["is_on"]), "parameters: {}"),
+        (node("Equal", ["net", "largest"], ["is_on"]), "parameters: {tuple: True}"),
+        (
+            node("Equal", ["net", "largest"], ["is_on"]),
+            "actions: {a: {choices: 2}, b: {choices: 2}, c: {choices: 2}}",
+        ),
+    ],
+    ids=["switches", "tuple", "three actions"],
+)
+def test_switches_are_actions_each(
+    ending: Any,  # noqa: ANN401 -- onnx is untyped
+    schema: str,
+    dtype: str,
+    tmp_path: Path,
+) -> None:
+    path = actor(
+        tmp_path,
+        node("Constant", [], ["zero"], value_float=0.0),
+        node("ReduceMax", ["net"], ["largest"], axes=[1], keepdims=1),
+        ending,
+        node("Cast", ["is_on"], ["action"], to=7 if dtype == "int64" else 9),
+        outputs=[tensor("action", ["batch", 3], dtype)],
+    )
+
+    policy = load(tmp_path, schema)
+
+    assert asked(policy).actions.tolist() == theirs(path)[0].tolist()
+
+
 def test_index_of_the_largest_is_an_integer_action_without_probability(tmp_path: Path) -> None:
     path = actor(
         tmp_path,
@@ -323,8 +374,13 @@ def test_action_of_other_units_than_schema_rescales_is_refused(tmp_path: Path) -
     load(tmp_path, "actions: {force: {low: [-1, -1, -1], high: [1, 1, 1]}}")
 
 
-def test_clipping_to_other_bounds_is_no_scaling(tmp_path: Path) -> None:
-    path = actor(tmp_path, *CLIPPED, output="actions")
+def test_clipping_of_more_than_the_scale_is_no_scaling(tmp_path: Path) -> None:
+    wide = (
+        node("Constant", [], ["least"], value_float=-2.0),
+        node("Constant", [], ["most"], value_float=2.0),
+        node("Clip", ["net", "least", "most"], ["actions"]),
+    )
+    path = actor(tmp_path, *wide, output="actions")
 
     policy = load(tmp_path, "actions: {force: {low: [0, 0, 0], high: [8, 8, 8]}}")
 
@@ -332,14 +388,93 @@ def test_clipping_to_other_bounds_is_no_scaling(tmp_path: Path) -> None:
     np.testing.assert_allclose(asked(policy).actions, expected, atol=1e-5)
 
 
-def test_action_of_a_plain_or_weak_tanh_is_rescaled(tmp_path: Path) -> None:
-    half = node("Constant", [], ["half"], value_float=0.5)
-    ending = [node("Tanh", ["net"], ["full"]), half, node("Mul", ["full", "half"], ["actions"])]
+HALF = node("Constant", [], ["half"], value_float=0.5)
+# Numbers of other bounds than [-1, 1], which schema.yaml's rescale from.
+OWN_BOUNDS = {
+    "sigmoid": [node("Sigmoid", ["net"], ["actions"])],
+    "hard sigmoid": [node("HardSigmoid", ["net"], ["actions"])],
+    "softmax": [node("Softmax", ["net"], ["actions"], axis=-1)],
+    "softmax in other operations": [
+        node("Exp", ["net"], ["powers"]),
+        node("Constant", [], ["last"], value_ints=[1]),
+        node("ReduceSum", ["powers", "last"], ["sum"], keepdims=1),
+        node("Div", ["powers", "sum"], ["actions"]),
+    ],
+    "clipped": [
+        node("Constant", [], ["least"], value_float=0.0),
+        node("Constant", [], ["most"], value_float=1.0),
+        node("Clip", ["net", "least", "most"], ["actions"]),
+    ],
+    "tanh of halves": [
+        HALF,
+        node("Tanh", ["net"], ["full"]),
+        node("Mul", ["full", "half"], ["weak"]),
+        node("Add", ["weak", "half"], ["actions"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("ending", OWN_BOUNDS.values(), ids=OWN_BOUNDS)
+def test_action_of_its_own_bounds_is_not_rescaled(ending: Sequence[Any], tmp_path: Path) -> None:
     path = actor(tmp_path, *ending, output="actions")
+
+    policy = load(tmp_path, "actions: {force: {low: [0, 0, 0], high: [1, 1, 1]}}")
+
+    np.testing.assert_allclose(asked(policy).actions, theirs(path)[0], atol=1e-6)
+    with pytest.raises(ModelError, match=r"gives numbers in \[0, 1\]; write 'normalized: False'"):
+        load(tmp_path, "actions: {force: {low: [0, 0, 0], high: [10, 10, 10]}}")
+
+
+def test_weak_tanh_is_not_rescaled_as_if_it_were_whole(tmp_path: Path) -> None:
+    actor(
+        tmp_path,
+        HALF,
+        node("Tanh", ["net"], ["full"]),
+        node("Mul", ["full", "half"], ["actions"]),
+        output="actions",
+    )
+
+    with pytest.raises(ModelError, match=r"in \[-0\.5, 0\.5\]; write 'normalized: False'"):
+        load(tmp_path, "actions: {force: {low: [-2, -2, -2], high: [2, 2, 2]}}")
+
+
+def test_action_of_a_plain_tanh_is_rescaled(tmp_path: Path) -> None:
+    path = actor(tmp_path, node("Tanh", ["net"], ["actions"]), output="actions")
 
     policy = load(tmp_path, "actions: {force: {low: [-2, -2, -2], high: [2, 2, 2]}}")
 
     np.testing.assert_allclose(asked(policy).actions, 2 * theirs(path)[0], atol=1e-6)
+
+
+JOINED = (
+    node("Split", ["net"], ["steering", "pedals"], axis=1, num_outputs=2),
+    node("Tanh", ["steering"], ["turn"]),
+    node("Sigmoid", ["pedals"], ["force"]),
+    node("Concat", ["turn", "force"], ["actions"], axis=1),
+)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "{drive: {low: [-1, -1, 0, 0], high: [1, 1, 1, 1]}}",
+        "{turn: {low: [-1, -1], high: [1, 1]}, force: {low: [0, 0], high: [1, 1]}}",
+    ],
+    ids=["one action", "two"],
+)
+def test_joined_tanh_and_sigmoid_are_in_the_environments_units(schema: str, tmp_path: Path) -> None:
+    path = actor(tmp_path, *JOINED, output="actions", actions=4, opset=18)
+
+    policy = load(tmp_path, f"actions: {schema}")
+
+    np.testing.assert_allclose(asked(policy).actions, theirs(path)[0], atol=1e-6)
+
+
+def test_joined_sigmoid_is_not_rescaled_with_the_tanh_beside_it(tmp_path: Path) -> None:
+    actor(tmp_path, *JOINED, output="actions", actions=4, opset=18)
+
+    with pytest.raises(ModelError, match=r"numbers in \[0, 1\]; write 'normalized: False'"):
+        load(tmp_path, "actions: {drive: {low: [-3, -3, 0, 0], high: [3, 3, 5, 5]}}")
 
 
 @pytest.mark.parametrize("deviation", ["log_std", "std"])
@@ -1130,3 +1265,103 @@ def test_state_that_a_branch_alone_reads_is_memory(tmp_path: Path) -> None:
     )
 
     assert [item.name for item in load(tmp_path).signature.memory] == ["h_in"]
+
+
+def resetting_actor(folder: Path, flag: str, *, goes_on: bool, dtype: str = "float32") -> Path:
+    """Write a recurrent policy that keeps its state only where the flag says that it goes on."""
+    kept = [node("Cast", [flag], ["number"], to=1)]
+    if goes_on:
+        kept.append(node("Identity", ["number"], ["keeps"]))
+    else:
+        kept += [node("Sub", ["one", "number"], ["keeps"])]
+    return write_model(
+        folder,
+        [
+            *kept,
+            node("Mul", ["h_in", "keeps"], ["before"]),
+            node("MatMul", ["obs", "w"], ["new"]),
+            node("Add", ["before", "new"], ["sum"]),
+            node("Tanh", ["sum"], ["h_out"]),
+            node("Identity", ["h_out"], ["actions"]),
+        ],
+        [tensor("obs", ["b", 4]), tensor(flag, ["b", 1], dtype), tensor("h_in", ["b", 2])],
+        [tensor("actions", ["b", 2]), tensor("h_out", ["b", 2])],
+        {"w": weights(4, 2), "one": np.array(1, np.float32)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "goes_on", "dtype"),
+    [
+        ("is_init", False, "bool"),
+        ("episode_starts", False, "float32"),
+        ("dones", False, "float32"),
+        ("not_done", True, "float32"),
+    ],
+)
+def test_flag_that_clears_the_state_is_no_observation(
+    flag: str,
+    dtype: str,
+    tmp_path: Path,
+    *,
+    goes_on: bool,
+) -> None:
+    resetting_actor(tmp_path, flag, goes_on=goes_on, dtype=dtype)
+
+    policy = load(tmp_path)
+
+    assert policy.signature.observation_width == 4
+    first = asked(policy, state=np.zeros((6, 2), np.float32))
+    second = asked(policy, state=first.state)
+    expected = np.tanh(first.actions + np.arctanh(first.actions))
+    np.testing.assert_allclose(second.actions, expected, atol=1e-5)
+
+
+def test_flag_that_schema_yaml_observes_is_sent(tmp_path: Path) -> None:
+    resetting_actor(tmp_path, "dones", goes_on=False)
+    schema = (
+        "observations: {obs: {type: 'List[float]', min_items: 4, max_items: 4}, "
+        "dones: {type: float}}"
+    )
+
+    assert load(tmp_path, schema).signature.observation_width == 5
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 4)], ids=["image", "matrix"])
+@pytest.mark.parametrize("output", [(5,), (1, 5)], ids=["vector", "row"])
+def test_single_observation_of_several_dimensions_is_taken_as_it_is(
+    shape: tuple[int, ...], output: tuple[int, ...], tmp_path: Path
+) -> None:
+    size = int(np.prod(shape))
+    path = write_model(
+        tmp_path,
+        [
+            node("Reshape", ["pixels", "flat"], ["row"]),
+            node("MatMul", ["row", "w"], ["product"]),
+            node("Reshape", ["product", "size"], ["logits"]),
+        ],
+        [tensor("pixels", shape)],
+        [tensor("logits", output)],
+        {"w": weights(size, 5), "flat": np.array([1, size]), "size": np.array(output)},
+    )
+    rows = np.random.default_rng(4).standard_normal((6, size)).astype(np.float32)
+
+    policy = load(tmp_path, DISCRETE)
+
+    session = onnxruntime.InferenceSession(path)
+    each = [session.run(None, {"pixels": row.reshape(shape)})[0].ravel() for row in rows]
+    (found,) = distribution_of(policy, rows)
+    np.testing.assert_allclose(found.probabilities, softmax(np.stack(each)), atol=1e-5)
+
+
+def test_several_rows_at_once_are_no_single_observation(tmp_path: Path) -> None:
+    write_model(
+        tmp_path,
+        [node("MatMul", ["obs", "w"], ["logits"])],
+        [tensor("obs", [2, 4])],
+        [tensor("logits", [2, 3])],
+        {"w": weights(4, 3)},
+    )
+
+    with pytest.raises(ModelError, match="takes 2 rows at once"):
+        load(tmp_path, DISCRETE)

@@ -127,6 +127,30 @@ def test_action_that_the_network_has_scaled_is_not_scaled_again(
     assert np.isnan(found.log_probability).all()
 
 
+@pytest.mark.parametrize(
+    "output",
+    [
+        dense(2, activation="softmax"),
+        dense(2, activation="sigmoid"),
+        dense(2, activation="hard_sigmoid"),
+        ops.clip(dense(2), 0, 1),
+        layers.Rescaling(0.5, 0.5)(dense(2, activation="tanh")),
+        layers.Concatenate()([dense(1, activation="sigmoid"), dense(1, activation="sigmoid")]),
+    ],
+    ids=["softmax", "sigmoid", "hard sigmoid", "clip", "scaled tanh", "joined"],
+)
+def test_action_of_its_own_bounds_is_not_rescaled(output: Keras, tmp_path: Path) -> None:
+    model = keras.Model(INPUTS, output)
+    folder = exported(model, tmp_path)
+
+    policy = load(folder, "actions: {force: {low: [0, 0], high: [1, 1]}}")
+
+    actions = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).actions
+    assert actions == pytest.approx(np.asarray(model(ROWS)), abs=1e-6)
+    with pytest.raises(ModelError, match=r"gives numbers in \[0, 1\]; write 'normalized: False'"):
+        load(folder, "actions: {force: {low: [0, 0], high: [10, 10]}}")
+
+
 def test_several_inputs_are_one_observation(tmp_path: Path) -> None:
     near, far = keras.Input((2,), name="near"), keras.Input((2, 3), name="far")
     joined = layers.Concatenate()([near, layers.Flatten()(far)])

@@ -51,6 +51,18 @@ def test_output_that_only_its_own_size_is_read_from_is_no_feature_layer(tmp_path
     assert not is_feature_layer(load_graph(folder), "logits")
 
 
+def test_logits_with_more_paths_than_operations_are_looked_at_once(tmp_path: Path) -> None:
+    def network(observations: tf.Tensor) -> dict[str, tf.Tensor]:
+        logits = tf.matmul(observations, KERNEL)
+        for _ in range(100):
+            logits = logits * logits
+        return {"logits": logits}
+
+    folder = save_functions(tmp_path / "m", network, {"observations": ([None, 6], "float32")})
+
+    assert not is_feature_layer(load_graph(folder), "logits")
+
+
 @pytest.mark.parametrize(
     ("kernel", "bias", "expected"),
     [

@@ -1,0 +1,64 @@
+"""The bounds that the last operations of a SavedModel's graph keep its numbers in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from policy_server.formats.saved_model.graph import load_graph
+from policy_server.formats.saved_model.kept_bounds import kept_bounds
+from policy_server.formats.saved_model.nodes import GraphNodes
+from tests.support.hand_built import save_functions, tf, weights
+
+KERNEL, _ = weights(4, 2)
+BIAS = np.array([1, 3], np.float32)
+
+
+def layer(rows: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
+    return tf.matmul(rows, KERNEL)
+
+
+@pytest.mark.parametrize(
+    ("ending", "bounds"),
+    [
+        (lambda x: tf.raw_ops.ClipByValue(t=x, clip_value_min=0.0, clip_value_max=2.0), (0, 2)),
+        (lambda x: tf.raw_ops.ClipByValue(t=x, clip_value_min=x, clip_value_max=x), None),
+        (lambda x: 3.0 - tf.nn.sigmoid(x), (2, 3)),
+        (lambda x: 1.0 / tf.nn.sigmoid(x), None),
+        (lambda x: tf.nn.relu6(x + 3.0) / 6.0, (0, 1)),
+        (lambda x: tf.tanh(x) * BIAS, ([-1, -3], [1, 3])),
+        (lambda x: tf.tanh(x) * x, None),
+        (
+            lambda x: tf.concat(
+                [tf.tanh(layer(x @ KERNEL.T)), tf.nn.sigmoid(layer(x @ KERNEL.T))], 1
+            ),
+            ([-1, -1, 0, 0], [1, 1, 1, 1]),
+        ),
+        (lambda x: tf.concat([tf.tanh(x), layer(x @ KERNEL.T)], 1), None),
+        (lambda x: tf.concat([tf.tanh(tf.sin(x)), tf.tanh(x)], 1), None),
+    ],
+    ids=[
+        *("clip", "computed clip", "subtracted", "divided", "hard sigmoid", "each dimension"),
+        *("computed", "joined", "joined with any", "joined with unknown sizes"),
+    ],
+)
+def test_bounds_are_those_behind_the_constants(
+    ending: Callable[[Any], Any], bounds: tuple[Any, Any] | None, tmp_path: Path
+) -> None:
+    folder = save_functions(
+        tmp_path / "m",
+        lambda observations: {"logits": ending(layer(observations))},
+        {"observations": ([None, 4], "float32")},
+    )
+    loaded = load_graph(folder)
+
+    found = kept_bounds(GraphNodes(loaded.graph_def), loaded.fetches["logits"])
+
+    assert (found is None) == (bounds is None)
+    if found is not None and bounds is not None:
+        np.testing.assert_allclose(found.low, bounds[0])
+        np.testing.assert_allclose(found.high, bounds[1])
