@@ -145,6 +145,18 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "app:app"], "app:app: is one argument too many"),
         (["evaluate", "x", "--episodes", "many"], "--episodes: expected a whole number"),
         (["predict", "--seed=1.5"], "--seed: expected a whole number, got '1.5'"),
+        (["digest", "schema.yaml", "run"], "run: is one argument too many"),
+        (["digest", "schema.yaml", "_start"], "_start: is one argument too many"),
+        (["predict", "[1]", "--", "--url=x"], "--url=x: is one argument too many"),
+        (["unzip", "--", "--trace"], "--trace: is one argument too many"),
+        (["--", "unzip"], "--: is no command"),
+        (["__class__"], "__class__: is no command"),
+        (["schema", "--nooutput"], "--nooutput: is no option of schema; did you mean --output?"),
+        (["predict", "--nourl"], "--nourl: is no option of predict"),
+        (["clients", "-o"], "-o: is no option of clients"),
+        (["status", "-k"], "-k: is no option of status"),
+        (["inspect", "--path=schema.yaml"], "--path: is no option of inspect"),
+        (["status", "--key", "--json"], "--key: expected a value, got none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -171,10 +183,43 @@ def test_usage_after_a_mistake_is_that_of_the_help(
     assert "_" not in usage.replace(name, "")
 
 
-def test_a_command_does_not_run_where_its_arguments_are_wrong(home: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [["--dry-run"], ["run"], ["_start"], ["--", "--dry-run"], ["--", "run"], ["-n"]],
+    ids=" ".join,
+)
+def test_a_command_does_not_run_where_its_arguments_are_wrong(words: list[str], home: Path) -> None:
     (home / "saved_model.zip").touch()
-    assert generate.main(["clean", "--dry-run"]) == 2
-    assert (home / "saved_model.zip").exists()
+    assert generate.main(["clean", *words]) == 2
+    assert sorted(path.name for path in home.iterdir()) == ["saved_model.zip", "schema.yaml"]
+
+
+class _Saying:
+    """A command that gives back its arguments."""
+
+    @command
+    def say(self, text: str, *, key: str = "", loud: bool = False) -> Iterator[str]:
+        """Say what is given."""
+        yield f"{text} {key} {loud}"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--key", "-abc", "a"], "a -abc False"),
+        (["a", "--key", "-1_b", "--loud"], "a -1_b True"),
+        (["--key=--abc", "--", "-a"], "-a --abc False"),
+        (["--loud", "--", "--"], "--  True"),
+        (["-", "--key=-"], "- - False"),
+        (["a=b", "--key", "x=y"], "a=b x=y False"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_value_may_begin_as_an_option_does(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(_Saying, ["say", *words], program="generate.py") == 0
+    assert capsys.readouterr().out == f"{line}\n"
 
 
 # Errors
