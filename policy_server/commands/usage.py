@@ -35,6 +35,7 @@ def spelled_out(method: Callable[..., Any], arguments: Sequence[str]) -> list[st
     Args:
         method: the command.
         arguments: the words that the user typed behind its name; those behind `--` are no options.
+            An argument that has a place may be given by its name too, as `--observation`.
 
     Returns:
         Words of the form `--name=value`.
@@ -43,25 +44,26 @@ def spelled_out(method: Callable[..., Any], arguments: Sequence[str]) -> list[st
         UsageError: naming the first word that the command doesn't take, or an option whose value is
             missing.
     """
-    hints, options = get_type_hints(method), _options(method)
-    places, words, spelled = iter(_places(method)), iter(arguments), list[str]()
-    is_option_next = True
+    hints, words = get_type_hints(method), iter(arguments)
+    named, placed = dict[str, str](), list[str]()
     for word in words:
-        if is_option_next and word == "--":
-            is_option_next = False
-        elif is_option_next and word.startswith("-") and word != "-":
-            name, equals, value = word.partition("=")
-            name = name.replace("_", "-")
-            if name not in options:
-                raise _unknown_option(name, method, options)
-            if not equals:
-                value = "True" if hints[_python_name(name)] is bool else _value_of(name, words)
-            spelled.append(f"{name}={value}")
-        elif (place := next(places, None)) is None:
-            raise UsageError(f"{word}: is one argument too many")
+        if word == "--":
+            placed.extend(words)
+        elif word == "-" or not word.startswith("-"):
+            placed.append(word)
         else:
-            spelled.append(f"--{place}={word}")
-    return spelled
+            option, equals, value = word.partition("=")
+            name = _python_name(option)
+            if not option.startswith("--") or name not in hints or name == "return":
+                raise _unknown_option(option, method)
+            if not equals:
+                value = "True" if hints[name] is bool else _value_of(option, words)
+            named[name] = value
+    places = [name for name in _places(method) if name not in named]
+    if len(placed) > len(places):
+        raise UsageError(f"{placed[len(places)]}: is one argument too many")
+    named |= zip(places, placed, strict=False)
+    return [f"--{name}={value}" for name, value in named.items()]
 
 
 def unknown_command(name: str, methods: Methods) -> UsageError:
@@ -87,7 +89,8 @@ def explain(message: str) -> UsageError:
     return UsageError(message)
 
 
-def _unknown_option(name: str, method: Callable[..., Any], options: Sequence[str]) -> UsageError:
+def _unknown_option(name: str, method: Callable[..., Any]) -> UsageError:
+    options = _options(method)
     expected = f"expected one of {', '.join(options)}" if options else "it takes none"
     return UsageError(
         f"{name}: is no option of {method.__name__}; {_meant(name, options) or expected}"
@@ -97,7 +100,7 @@ def _unknown_option(name: str, method: Callable[..., Any], options: Sequence[str
 def _value_of(option: str, following: Iterator[str]) -> str:
     value = next(following, "--")
     if value.startswith("--"):
-        raise UsageError(f"{option}: expected a value, got none")
+        raise UsageError(f"{option.replace('_', '-')}: expected a value, got none")
     return value
 
 

@@ -155,7 +155,9 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["predict", "--nourl"], "--nourl: is no option of predict"),
         (["clients", "-o"], "-o: is no option of clients"),
         (["status", "-k"], "-k: is no option of status"),
-        (["inspect", "--path=schema.yaml"], "--path: is no option of inspect"),
+        (["inspect", "--self=x"], "--self: is no option of inspect"),
+        (["inspect", "--path=x", "y"], "y: is one argument too many"),
+        (["inspect", "y", "--path=x"], "y: is one argument too many"),
         (["status", "--key", "--json"], "--key: expected a value, got none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -245,6 +247,21 @@ def test_a_python_without_the_packages_is_told_what_to_do() -> None:
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("generate.py: needs the package ")
     assert "requirements.txt" in ended.stderr
+
+
+def test_an_older_python_is_told_in_one_line() -> None:
+    code = (
+        "import sys, runpy; sys.version_info, sys.version = (3, 10, 12), '3.10.12 (main)'\n"
+        f"runpy.run_path({str(ROOT / 'generate.py')!r}, run_name='__main__')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        "generate.py: needs Python 3.11 or newer, not 3.10.12; use .venv/bin/python after "
+        "`make venv`\n"
+    )
 
 
 def test_a_setting_that_cannot_be_used_is_one_line(
