@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import secrets
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from policy_server.access_keys import random_key
 from policy_server.commands.drafted_observations import draft_observations
 from policy_server.commands.policy_files import find_source, signature_of, unzipped_model
 from policy_server.errors import ModelError, SchemaError, SeveralPoliciesError
@@ -70,9 +70,7 @@ def draft_schema(path: Path | None, settings: Settings, *, module: str | None = 
                 raise
             text = _HINTS + _draft_team(folder, _model_of(source, settings), several.names)
             text += "parameters:\n"
-    text = (
-        f"# Drafted from {source.name}.\n{text}  api_key: {json.dumps(secrets.token_urlsafe(18))}\n"
-    )
+    text = f"# Drafted from {source.name}.\n{text}  api_key: {json.dumps(random_key(18))}\n"
     parse_schema_file(text)
     return text
 

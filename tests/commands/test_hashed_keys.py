@@ -12,11 +12,15 @@ import generate
 KEY = "a-key-of-22-characters"
 
 
-@pytest.mark.parametrize("end", ["", "\n"], ids=["as it is", "a line"])
+@pytest.mark.parametrize(
+    "text",
+    [KEY, f"{KEY}\n", f"\ufeff{KEY}\n"],
+    ids=["as it is", "a line", "with a byte order mark"],
+)
 def test_hash_of_standard_input_is_that_of_sha256sum(
-    end: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(KEY + end))
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
     generate.main(["hash_key"])
 
