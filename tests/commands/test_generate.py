@@ -540,6 +540,56 @@ def test_export_to_onnx_takes_a_policy_by_its_folder(
     assert (signature.module, signature.basis) == ("right", "metadata")
 
 
+def test_export_to_onnx_leaves_the_served_folder_servable(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = ROOT / "examples" / "lpoc"
+    for name in ("saved_model.zip", "schema.yaml"):
+        shutil.copy(example / name, home)
+
+    assert generate.main(["export", str(example), "--to", "onnx"]) == 0
+    assert "wrote exports/lpoc/policy.onnx" in capsys.readouterr().out
+    assert generate.main(["export", "saved_model.zip", "--to", "onnx"]) == 0
+    assert generate.main(["inspect"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mine", "--to=onnx", "--output=mine"], "mine: is the folder of the policy itself"),
+        (["mine/run.zip", "--to=onnx", "--output=mine/"], "mine: is the folder of the policy"),
+        ([".", "--to=onnx", "--output", "."], ".: is the folder of the policy itself"),
+        (["mine/run.zip", "--output=mine"], "mine: is the folder of the policy itself"),
+        (["mine", "--to=onnx", "--output=new"], "new/policy.onnx: would be a second policy"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_export_writes_no_second_policy_to_a_folder(
+    words: list[str], message: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "mine").mkdir()
+    shutil.copy(POLICIES / "sb3_ppo_box" / "policy.zip", home / "mine" / "run.zip")
+    shutil.copy(ROOT / "examples" / "lpoc" / "saved_model.zip", home)
+    before = sorted(home.rglob("*"))
+
+    assert generate.main(["export", *words]) == 1
+
+    assert message in capsys.readouterr().err
+    assert sorted(home.rglob("*")) == before
+
+
+def test_export_names_its_folder_after_the_policys(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "mine").mkdir()
+    shutil.copy(POLICIES / "sb3_ppo_box" / "policy.zip", home / "mine" / "run.zip")
+    monkeypatch.chdir(home / "mine")
+
+    assert generate.main(["export", ".", "--to", "onnx"]) == 0
+
+    assert (home / "mine" / "exports" / "mine" / "policy.onnx").is_file()
+
+
 def test_export_to_onnx_takes_statistics_of_another_name(tmp_path: Path) -> None:
     source, alone = POLICIES / "sb3_ppo_vecnorm", tmp_path / "alone"
     alone.mkdir()
