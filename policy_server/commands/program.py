@@ -197,7 +197,8 @@ class Commands:
                 replaced without.
         """
         source = None if path is None else Path(path)
-        text = schema_drafts.draft_schema(source, read_settings(), module=module)
+        folder = None if output is None else Path(output).parent
+        text = schema_drafts.draft_schema(source, read_settings(), module=module, folder=folder)
         if output is None:
             yield from text.splitlines()
         else:
