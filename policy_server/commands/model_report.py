@@ -180,8 +180,14 @@ def _find_named(settings: Settings, policy: str | None) -> Path | None:
     section = read_schema_file(settings.schema_path).choose(policy)
     # Of several versions the first: they take the same observations and give the same actions.
     models = [section.model, *(version.model for version in section.versions)]
-    named = next((model for model in models if model is not None), None)
-    return None if named is None else settings.home / named
+    named = [model for model in models if model is not None]
+    local = next((model for model in named if "://" not in model), None)
+    if named and local is None:
+        raise ModelError(
+            f"{settings.schema_path}: the model of {section.name} is an address; get it with "
+            f"`{command_for('fetch ADDRESS')}` into a folder of its own, and name its file"
+        )
+    return None if local is None else settings.home / local
 
 
 def _mask(signature: PolicySignature) -> str:
