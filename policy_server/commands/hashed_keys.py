@@ -37,7 +37,10 @@ def hash_key(*, is_random: bool) -> Iterator[str]:
 
 def _read() -> str:
     if sys.stdin.isatty():
-        return getpass.getpass("key: ")
+        try:
+            return getpass.getpass("key: ")
+        except EOFError as error:
+            raise UsageError("the key: expected one, got the end of the input") from error
     # A pipe of PowerShell begins with a byte order mark.
     return sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
 

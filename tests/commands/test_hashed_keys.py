@@ -50,3 +50,21 @@ def test_random_keys_differ_and_come_with_their_hash(capsys: pytest.CaptureFixtu
     assert first != second
     assert len(key) == 43
     assert digest.strip() == f"sha256:{sha256(key.encode()).hexdigest()}"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_end_of_the_input_on_a_terminal_is_told_of_the_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(_prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin", _Terminal())
+    monkeypatch.setattr("getpass.getpass", end)
+
+    assert generate.main(["hash_key"]) == 2
+    assert "the key: expected one, got the end of the input\n" in capsys.readouterr().err
