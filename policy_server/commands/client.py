@@ -16,6 +16,7 @@ import requests
 from policy_server.commands.server_addresses import read_address
 from policy_server.commands.server_answers import Answer, AnswerObject, receive
 from policy_server.commands.timed_answers import TimedAdapter
+from policy_server.commands.trusted_certificates import certificate_bundle
 from policy_server.commands.unix_requests import UnixAdapter
 from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
 from policy_server.schema import can_stand_in_an_address, read_schema_file
@@ -81,6 +82,8 @@ class PolicyClient:
         self._session = requests.Session()
         # No proxy leads to this machine, whatever the environment says.
         self._session.trust_env = address.hostname not in _LOOPBACK
+        if address.is_secure:
+            self._session.verify = certificate_bundle()
         self._session.mount("https://", TimedAdapter())
         self._session.mount("http://", TimedAdapter() if uds is None else UnixAdapter(uds))
         if api_key is not None:

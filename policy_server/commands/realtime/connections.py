@@ -21,6 +21,7 @@ from websockets.uri import parse_uri
 
 from policy_server.commands.server_addresses import ServerAddress, read_address
 from policy_server.commands.server_answers import MOST_MEGABYTES
+from policy_server.commands.trusted_certificates import secure_context
 from policy_server.errors import ServerAnswerError
 
 __all__ = ["Connection", "HttpConnection", "Place", "StreamConnection"]
@@ -76,6 +77,8 @@ class Place:
         """
         try:
             return self._connect()
+        except ssl.SSLError as error:
+            raise ServerAnswerError(f"{self.where}: no secure connection: {error}") from error
         except OSError as error:
             raise ServerAnswerError(
                 f"{self.where}: no server answers there; start one with `uvicorn app:app`, or name "
@@ -92,7 +95,7 @@ class Place:
         link = socket.create_connection((address.hostname, address.port), self.timeout_s)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if address.is_secure:
-            return ssl.create_default_context().wrap_socket(link, server_hostname=address.hostname)
+            return secure_context().wrap_socket(link, server_hostname=address.hostname)
         return link
 
 
