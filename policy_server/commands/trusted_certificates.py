@@ -6,7 +6,7 @@ import os
 import ssl
 from pathlib import Path
 
-import requests
+from requests.certs import where
 
 from policy_server.errors import SettingsError
 
@@ -28,7 +28,7 @@ def certificate_bundle() -> str:
             raise SettingsError(f"{name}: {path}: not found")
         if path:
             return path
-    return requests.certs.where()
+    return where()
 
 
 def secure_context() -> ssl.SSLContext:
