@@ -90,6 +90,8 @@ def inspect_model(
     source = find_source(path if named is None else named, settings)
     schema = find_schema(source, settings) if named is None else settings.schema_path
     with unzipped_model(source, settings) as folder:
+        if schema is None and policy is not None:
+            raise SchemaError(f"--policy: {policy!r} is of no schema.yaml; beside {source} is none")
         if schema is None:
             return ModelReport(source, signature_of(folder, None), None, None, path)
         try:
