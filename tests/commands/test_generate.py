@@ -142,6 +142,7 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--workers=0"], "--workers: expected a number from 1, got 0"),
         (["serve", "--reload", "--workers=2"], "--reload: starts one process again; leave"),
         (["serve", "--uds=s", "--port=3"], "--uds: stands in place of a host and a port; leave"),
+        (["serve", "--uds="], "--uds: expected the path of a UNIX socket, got none"),
         (["serve", "app:app"], "app:app: is one argument too many"),
         (["evaluate", "x", "--episodes", "many"], "--episodes: expected a whole number"),
         (["predict", "--seed=1.5"], "--seed: expected a whole number, got '1.5'"),
@@ -270,6 +271,29 @@ def test_a_setting_that_cannot_be_used_is_one_line(
     monkeypatch.setenv("POLICY_SERVER_BACKEND", "cloud")
     assert generate.main(["clean"]) == 1
     assert capsys.readouterr().err.startswith("generate.py: POLICY_SERVER_BACKEND: expected")
+
+
+def test_reloading_needs_the_folder_of_the_files(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_HOME", str(home / "missing"))
+    # A server that starts all the same would take this process.
+    monkeypatch.setattr("os.execv", lambda *_: None)
+
+    assert generate.main(["serve", "--reload"]) == 1
+
+    assert "missing: expected the folder of the server's files\n" in capsys.readouterr().err
+
+
+def test_inspect_of_a_policy_that_no_schema_names_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "alone").mkdir()
+    shutil.copy(POLICIES / "sb3_ppo_box" / "policy.zip", tmp_path / "alone")
+
+    assert generate.main(["inspect", "alone/policy.zip", "--policy", "nosuch"]) == 1
+
+    assert "--policy: 'nosuch' is of no schema.yaml" in capsys.readouterr().err
 
 
 class _Failing:
