@@ -6,7 +6,7 @@ import os
 import ssl
 from pathlib import Path
 
-from requests.certs import where
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from policy_server.errors import SettingsError
 
@@ -28,7 +28,7 @@ def certificate_bundle() -> str:
             raise SettingsError(f"{name}: {path}: not found")
         if path:
             return path
-    return where()
+    return DEFAULT_CA_BUNDLE_PATH
 
 
 def secure_context() -> ssl.SSLContext:
