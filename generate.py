@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import sys
 
+# Before the imports, which an older Python can't read. ruff takes the oldest one for given.
+if sys.version_info < (3, 11):  # noqa: UP036 -- a clone may be started with any Python
+    sys.exit(
+        f"generate.py: needs Python 3.11 or newer, not {sys.version.split()[0]}; use "
+        ".venv/bin/python after `make venv`"
+    )
+
 try:
     from policy_server.commands import program
 except ModuleNotFoundError as error:

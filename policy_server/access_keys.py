@@ -9,7 +9,8 @@ are therefore not accepted where schema.yaml has the hash alone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from hmac import compare_digest
@@ -17,7 +18,7 @@ from typing import Literal, get_args
 
 from policy_server.errors import UnauthorizedError
 
-__all__ = ["LEAST_RATE", "SCOPES", "SHORTEST_HASHED", "AccessKey", "KeyRing", "Scope"]
+__all__ = ["LEAST_RATE", "SCOPES", "SHORTEST_HASHED", "AccessKey", "KeyRing", "Scope", "random_key"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,21 @@ SHORTEST_HASHED = 22
 
 LEAST_RATE = 1e-6
 """The least limit of observations a second: one in twelve days."""
+
+
+def random_key(size: int, draw: Callable[[int], str] = secrets.token_urlsafe) -> str:
+    """Return a new key of letters, digits, - and _, which does not begin with -.
+
+    A key that does looks like an option to a command line that it is given to, such as curl's.
+
+    Args:
+        size: of its randomness, in bytes.
+        draw: gives the text of so many random bytes.
+    """
+    while (key := draw(size)).startswith("-"):
+        """Draw again: one of 64 begins so."""
+    return key
+
 
 _CALLED: dict[Scope, str] = {"predict": "access", "admin": "admin", "metrics": "metrics"}
 

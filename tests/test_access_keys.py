@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from policy_server.access_keys import SHORTEST_HASHED, AccessKey, KeyRing, Scope
+from policy_server.access_keys import SHORTEST_HASHED, AccessKey, KeyRing, Scope, random_key
 from policy_server.errors import UnauthorizedError
 
 LONG = "a" * SHORTEST_HASHED
@@ -38,6 +38,12 @@ def test_key_opens_its_scopes_alone(given: str, scope: Scope, expected: AccessKe
             ring.admit(scope, carrying(given))
     else:
         assert ring.admit(scope, carrying(given)) == expected
+
+
+def test_random_key_does_not_begin_as_an_option_does() -> None:
+    drawn = iter(["-first", "--second", "third-_", "fourth"])
+
+    assert random_key(32, lambda _size: next(drawn)) == "third-_"
 
 
 def test_scope_without_a_key_is_open_until_it_has_had_one() -> None:

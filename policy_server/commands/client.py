@@ -16,6 +16,7 @@ import requests
 from policy_server.commands.server_addresses import read_address
 from policy_server.commands.server_answers import Answer, AnswerObject, receive
 from policy_server.commands.timed_answers import TimedAdapter
+from policy_server.commands.trusted_certificates import certificate_bundle
 from policy_server.commands.unix_requests import UnixAdapter
 from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
 from policy_server.schema import can_stand_in_an_address, read_schema_file
@@ -28,6 +29,7 @@ __all__ = [
     "choose_answer",
     "example_observation",
     "find_api_key",
+    "is_flat",
     "read_observation",
 ]
 
@@ -80,6 +82,8 @@ class PolicyClient:
         self._session = requests.Session()
         # No proxy leads to this machine, whatever the environment says.
         self._session.trust_env = address.hostname not in _LOOPBACK
+        if address.is_secure:
+            self._session.verify = certificate_bundle()
         self._session.mount("https://", TimedAdapter())
         self._session.mount("http://", TimedAdapter() if uds is None else UnixAdapter(uds))
         if api_key is not None:
@@ -386,22 +390,29 @@ def ask(client: PolicyClient, observation: str, answer: str, *, seed: int | None
     """
     value = json.loads(observation)
     is_list = isinstance(value, list)
-    is_raw = is_list or _is_flat(client, value)
+    is_raw = is_list or (_may_be_flat(value) and is_flat(value, client.schema()))
     body = f'{{"obs": {observation}}}' if is_list else observation
     route = f"/{answer}_raw" if is_raw else f"/{answer}"
     return json.dumps(client.post(route, body.encode(), seed=seed), ensure_ascii=False)
 
 
-def _is_flat(client: PolicyClient, value: Mapping[str, Any]) -> bool:
-    """Return whether a JSON object is a flat observation, with its action mask or without."""
-    others = [name for name in value if name != "obs"]
-    if not isinstance(value.get("obs"), list) or len(others) > 1:
-        return False
-    if not others:
-        return True
-    schema = client.schema()
+def is_flat(value: Mapping[str, Any], schema: Mapping[str, Any]) -> bool:
+    """Return whether a JSON object is a flat observation, with its action mask or without.
+
+    Args:
+        value: the object.
+        schema: of the policy, as the server gives it; an observation named `obs` is its own.
+    """
     mask = schema["policy"].get("action_mask") or {}
-    return others == [mask.get("name")] and "obs" not in schema.get("observations", {})
+    return (
+        _may_be_flat(value)
+        and {*value} <= {"obs", mask.get("name")}
+        and "obs" not in (schema.get("observations") or {})
+    )
+
+
+def _may_be_flat(value: Mapping[str, Any]) -> bool:
+    return isinstance(value.get("obs"), list)
 
 
 def _is_for_headers(key: str) -> bool:
@@ -410,7 +421,8 @@ def _is_for_headers(key: str) -> bool:
 
 def _read_piped(read_standard_input: Callable[[], str]) -> str:
     try:
-        return read_standard_input()
+        # A pipe of PowerShell begins with a byte order mark, as its files do.
+        return read_standard_input().removeprefix("\ufeff")
     except ValueError as error:
         raise SettingsError(f"standard input: expected text in UTF-8: {error}") from error
 

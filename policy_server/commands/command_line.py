@@ -2,8 +2,8 @@
 
 Fire guesses types (`[1,2]` becomes a list, `{"a": true}` a mapping of words), runs a command before
 it looks at the arguments that are left over, and shows its help in a pager. Here arguments have the
-types that the command's annotations state, a command starts when all of them are accepted, and help
-is made from the docstrings.
+types that the command's annotations state, fire is given each by its name, a command starts when
+all of them are accepted, and help is made from the docstrings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from policy_server.commands.standard_streams import (
     open_closed_streams,
     write_output,
 )
-from policy_server.commands.usage import check_values, explain, named_method
+from policy_server.commands.usage import explain, named_method, spelled_out, unknown_command
 from policy_server.errors import PolicyServerError, UsageError
 
 __all__ = ["Task", "Terminal", "command", "progress_bar", "run"]
@@ -40,8 +40,6 @@ _WRONG_USAGE = 2
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _BAR_WIDTH = 40
-# A bare `-` is fire's separator of chained calls; here it is standard input.
-_UNUSED_SEPARATOR = "\x1f"
 
 
 class Task:
@@ -169,11 +167,7 @@ def _run(
     elif is_help and named is not None:
         write_output(command_help(program, named))
     else:
-        if named is not None:
-            check_values(named, arguments[1:])
-        # Fire answers a wish for help on a command that there is not with help on the program.
-        given = arguments[:1] if is_help else arguments
-        _understand(commands, methods, given, program).run()
+        _understand(commands, methods, arguments, program).run()
 
 
 def _understand(
@@ -187,21 +181,19 @@ def _understand(
     Raises:
         UsageError: if they ask for none.
     """
+    named = named_method(methods, arguments)
+    if named is None:
+        raise unknown_command(arguments[0], methods)
+    words = [named.__name__, *spelled_out(named, arguments[1:])]
     fire.parser.DefaultParseValue = str
-    words = [*_spell_out_flags(methods, arguments), "--separator", _UNUSED_SEPARATOR]
-    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(io.StringIO()):
             # Fire prints the result of a command; the command is run only afterwards.
-            task = fire.Fire(commands(), command=words, name=program, serialize=lambda _: None)
+            task: Task = fire.Fire(
+                commands(), command=words, name=program, serialize=lambda _: None
+            )
     except FireExit as ended:
-        if ended.code == 0:
-            # Asked for by fire's own options behind `--`.
-            sys.stderr.write(said.getvalue())
-            raise
-        raise explain(ended.trace.elements[-1].ErrorAsStr(), methods, arguments) from ended
-    if not isinstance(task, Task):
-        raise UsageError(f"expected a command, got {' '.join(arguments)!r}")
+        raise explain(ended.trace.elements[-1].ErrorAsStr()) from ended
     return task
 
 
@@ -237,25 +229,3 @@ def _parse(name: str, text: str, hint: Any) -> str | int | float | bool:  # noqa
         except ValueError as error:
             raise FireError(f"{option}: expected a whole number, got {text!r}") from error
     return text
-
-
-def _spell_out_flags(
-    methods: Mapping[str, Callable[..., Any]], arguments: Sequence[str]
-) -> list[str]:
-    """Give flags their value, since fire would take the next argument for it.
-
-    Args:
-        methods: the commands; their bool arguments are the flags.
-        arguments: the words that the user typed.
-
-    Returns:
-        The arguments, and `--` behind them where fire's own options begin.
-    """
-    flags = {
-        f"--{name}"
-        for method in methods.values()
-        for name, hint in get_type_hints(method).items()
-        if hint is bool
-    }
-    spelled = [f"{argument}=True" if argument in flags else argument for argument in arguments]
-    return spelled if "--" in spelled else [*spelled, "--"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,18 +11,33 @@ from dataclasses import replace
 from pathlib import Path
 
 from policy_server.commands.native_logs import hidden_native_logs
-from policy_server.commands.policy_files import opened_model
+from policy_server.commands.policy_files import find_source, opened_model
 from policy_server.errors import ExportError, UsageError
+from policy_server.formats.finding import find_policy
 from policy_server.formats.stable_baselines3.file_names import STATISTICS_FILES
 from policy_server.installation import require
 from policy_server.schema import ServerSchema, read_schema
 from policy_server.settings import Settings
 
-__all__ = ["export_onnx", "export_policy", "is_onnx", "parse_names"]
+__all__ = ["default_folder", "export_onnx", "export_policy", "is_onnx", "parse_names"]
 
 _NONE = "none"
 _FORMATS = ("savedmodel", "onnx")
 _ONNX_FILE = "policy.onnx"
+# A start looks for policies in the server's folder and one level below it, not two.
+_ONNX_FOLDER = "exports"
+
+
+def default_folder(policy: Path, to: str) -> Path:
+    """Return the folder for an export where none is named; it is named after the policy.
+
+    Args:
+        policy: the policy's file or folder.
+        to: the format. A folder with an .onnx file is a policy, which the server's folder must not
+            have beside its own; one with saved_model.zip is none.
+    """
+    name = policy.stem if policy.stem.strip(".") else policy.resolve().stem
+    return Path(_ONNX_FOLDER, name) if to == "onnx" else Path(name)
 
 
 def export_policy(
@@ -58,6 +74,7 @@ def export_policy(
         None if observation_names is None else parse_names("observation-names", observation_names)
     )
     actions = None if action_names is None else list(parse_names("action-names", action_names))
+    _check_other_folder(policy, folder)
     require("tensorflow", use="exporting a stable-baselines3 policy")
     with hidden_native_logs():
         # Imported here since it brings TensorFlow, which the other commands do without.
@@ -130,6 +147,10 @@ def export_onnx(
     """
     require("onnx", use="exporting to ONNX")
     target = folder / _ONNX_FILE
+    _check_other_folder(policy, folder)
+    if policy.is_dir():
+        _check_other_folder(find_source(policy, settings), folder)
+    _check_only_policy(target, settings)
     with opened_model(policy, settings) as (files, schema_path):
         schema = None if schema_path is None else read_schema(schema_path)
         if module is not None:
@@ -142,6 +163,29 @@ def export_onnx(
 
             export(source, schema, target, overwrite=overwrite)
     return target
+
+
+def _check_other_folder(policy: Path, folder: Path) -> None:
+    """Refuse to write beside a policy or into it, where two policies would lie afterwards."""
+    own = policy if policy.is_dir() else policy.parent
+    if own.resolve() == folder.resolve():
+        raise ExportError(
+            f"{os.path.relpath(folder)}: is the folder of the policy itself, and a folder with two "
+            "can't be served; give another one with --output"
+        )
+
+
+def _check_only_policy(target: Path, settings: Settings) -> None:
+    """Refuse a place where the server would find a second policy."""
+    home, folder = settings.home.resolve(), target.parent.resolve()
+    if home not in (folder, folder.parent) or target.exists():
+        return
+    served = find_policy(settings)
+    if served is not None:
+        raise ExportError(
+            f"{target}: would be a second policy in the server's folder, beside {served}; give "
+            "another folder with --output"
+        )
 
 
 @contextlib.contextmanager

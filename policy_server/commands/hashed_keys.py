@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import getpass
-import secrets
 import sys
 from collections.abc import Iterator
 
-from policy_server.access_keys import SHORTEST_HASHED, AccessKey
+from policy_server.access_keys import SHORTEST_HASHED, AccessKey, random_key
 from policy_server.errors import UsageError
 
 __all__ = ["hash_key"]
@@ -29,7 +28,7 @@ def hash_key(*, is_random: bool) -> Iterator[str]:
         UsageError: if the key is too short to be known by a fast hash, or can't be in a header.
     """
     if is_random:
-        key = secrets.token_urlsafe(_RANDOM_BYTES)
+        key = random_key(_RANDOM_BYTES)
         yield f"key:  {key}"
         yield f"hash: {_hash_of(key)}"
         return
@@ -38,8 +37,12 @@ def hash_key(*, is_random: bool) -> Iterator[str]:
 
 def _read() -> str:
     if sys.stdin.isatty():
-        return getpass.getpass("key: ")
-    return sys.stdin.read().removesuffix("\n")
+        try:
+            return getpass.getpass("key: ")
+        except EOFError as error:
+            raise UsageError("the key: expected one, got the end of the input") from error
+    # A pipe of PowerShell begins with a byte order mark.
+    return sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
 
 
 def _hash_of(key: str) -> str:

@@ -90,6 +90,8 @@ def inspect_model(
     source = find_source(path if named is None else named, settings)
     schema = find_schema(source, settings) if named is None else settings.schema_path
     with unzipped_model(source, settings) as folder:
+        if schema is None and policy is not None:
+            raise SchemaError(f"--policy: {policy!r} is of no schema.yaml; beside {source} is none")
         if schema is None:
             return ModelReport(source, signature_of(folder, None), None, None, path)
         try:
@@ -180,8 +182,14 @@ def _find_named(settings: Settings, policy: str | None) -> Path | None:
     section = read_schema_file(settings.schema_path).choose(policy)
     # Of several versions the first: they take the same observations and give the same actions.
     models = [section.model, *(version.model for version in section.versions)]
-    named = next((model for model in models if model is not None), None)
-    return None if named is None else settings.home / named
+    named = [model for model in models if model is not None]
+    local = next((model for model in named if "://" not in model), None)
+    if named and local is None:
+        raise ModelError(
+            f"{settings.schema_path}: the model of {section.name} is an address; get it with "
+            f"`{command_for('fetch ADDRESS')}` into a folder of its own, and name its file"
+        )
+    return None if local is None else settings.home / local
 
 
 def _mask(signature: PolicySignature) -> str:

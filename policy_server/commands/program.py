@@ -197,7 +197,8 @@ class Commands:
                 replaced without.
         """
         source = None if path is None else Path(path)
-        text = schema_drafts.draft_schema(source, read_settings(), module=module)
+        folder = None if output is None else Path(output).parent
+        text = schema_drafts.draft_schema(source, read_settings(), module=module, folder=folder)
         if output is None:
             yield from text.splitlines()
         else:
@@ -328,7 +329,8 @@ class Commands:
                 folder, or a folder that holds one. The schema.yaml beside it gives names and
                 bounds.
             to: savedmodel or onnx.
-            output: Folder to write to; named after the policy if left out.
+            output: Folder to write to. If left out, one named after the policy; for ONNX in
+                exports/.
             module: Name of the policy in a file that holds several. ONNX alone.
             observation_names: Names in order, such as speed,position:2 for three values. SavedModel
                 alone.
@@ -338,12 +340,12 @@ class Commands:
                 the policy; or none, if its observations were not scaled, whatever its file shows.
             overwrite: Replace the files if they exist.
         """
-        folder = Path(policy).stem if output is None else output
         source, names = Path(policy), (observation_names, action_names)
+        folder = export.default_folder(source, to) if output is None else Path(output)
         if export.is_onnx(to, module=module, has_names=names != (None, None)):
             written = export.export_onnx(
                 source,
-                Path(folder),
+                folder,
                 read_settings(),
                 module=module,
                 normalization=normalization,
@@ -356,7 +358,7 @@ class Commands:
         notes: list[str] = []
         paths = export.export_policy(
             source,
-            Path(folder),
+            folder,
             observation_names=observation_names,
             action_names=action_names,
             normalization=normalization,
@@ -365,7 +367,7 @@ class Commands:
         )
         yield from (f"wrote {path}" for path in paths)
         yield from (f"note: {note}" for note in notes)
-        yield f"serve it:  {command_for(f'copy_server_files {quote(folder)}')}"
+        yield f"serve it:  {command_for(f'copy_server_files {quote(str(folder))}')}"
 
     @command
     def clients(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import secrets
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from policy_server.access_keys import random_key
 from policy_server.commands.drafted_observations import draft_observations
 from policy_server.commands.policy_files import find_source, signature_of, unzipped_model
 from policy_server.errors import ModelError, SchemaError, SeveralPoliciesError
@@ -45,7 +45,13 @@ multi_agent:
 """
 
 
-def draft_schema(path: Path | None, settings: Settings, *, module: str | None = None) -> str:
+def draft_schema(
+    path: Path | None,
+    settings: Settings,
+    *,
+    module: str | None = None,
+    folder: Path | None = None,
+) -> str:
     """Write the text of a schema.yaml that fits a model.
 
     Args:
@@ -54,6 +60,8 @@ def draft_schema(path: Path | None, settings: Settings, *, module: str | None = 
         settings: the path of the served policy.
         module: the policy's name in a file that holds several; None for the only one, or for a team
             of all of them.
+        folder: the one that the schema.yaml is for, from which a team's models are named; None for
+            the server's.
 
     Returns:
         YAML with a random access key.
@@ -62,17 +70,16 @@ def draft_schema(path: Path | None, settings: Settings, *, module: str | None = 
         ModelError: if there is no model, or it can't give a policy.
     """
     source = find_source(path, settings)
-    with unzipped_model(source, settings) as folder:
+    home = settings.home if folder is None else folder
+    with unzipped_model(source, settings) as files:
         try:
-            text = _HINTS + _draft_policy(folder, module)
+            text = _HINTS + _draft_policy(files, module)
         except SeveralPoliciesError as several:
             if module is not None:
                 raise
-            text = _HINTS + _draft_team(folder, _model_of(source, settings), several.names)
+            text = _HINTS + _draft_team(files, _model_of(source, home), several.names)
             text += "parameters:\n"
-    text = (
-        f"# Drafted from {source.name}.\n{text}  api_key: {json.dumps(secrets.token_urlsafe(18))}\n"
-    )
+    text = f"# Drafted from {source.name}.\n{text}  api_key: {json.dumps(random_key(18))}\n"
     parse_schema_file(text)
     return text
 
@@ -96,9 +103,9 @@ def write_draft(text: str, file: Path, *, overwrite: bool) -> None:
         raise SchemaError(f"{file}: can't be written: {error.strerror or error}") from error
 
 
-def _model_of(source: Path, settings: Settings) -> str:
+def _model_of(source: Path, folder: Path) -> str:
     """Return the path of a model as schema.yaml has it: from its own folder, if it lies below."""
-    whole, home = source.resolve(), settings.home.resolve()
+    whole, home = source.resolve(), folder.resolve()
     return str(whole.relative_to(home) if whole.is_relative_to(home) else whole)
 
 

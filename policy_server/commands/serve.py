@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import policy_server
 from policy_server.commands.serving_files import check_serving_files
-from policy_server.errors import UsageError
+from policy_server.errors import SettingsError, UsageError
 from policy_server.formats.finding import served_names
 from policy_server.settings import Settings
 
@@ -38,6 +38,8 @@ def serve(settings: Settings, options: Mapping[str, str | int | None], *, reload
     """
     _check(options.get("port"), options.get("workers"), reload=reload)
     check_serving_files(options, os.environ)
+    if reload and not settings.home.is_dir():
+        raise SettingsError(f"{settings.home}: expected the folder of the server's files")
     given = [
         word
         for name, value in options.items()

@@ -182,12 +182,15 @@ def clean(settings: Settings) -> list[Path]:
 
 
 def _clients_in(folder: Path) -> list[Path]:
-    """Return the client libraries of the command `clients`; where nothing else is there, all."""
+    """Return the client libraries of the command `clients`; the folder, if it holds no others.
+
+    A link was made by somebody else, and so may have been what it leads to.
+    """
     if folder.is_symlink() or not folder.is_dir():
-        return [folder]
+        return []
     inside = list(folder.iterdir())
-    ours = [path for path in inside if (path / CLIENT_MARK).is_file()]
-    return sorted(ours) if len(ours) < len(inside) else [folder]
+    ours = sorted(path for path in inside if (path / CLIENT_MARK).is_file())
+    return [folder] if ours and len(ours) == len(inside) else ours
 
 
 def _unzip_servable(

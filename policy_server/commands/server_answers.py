@@ -14,12 +14,13 @@ from urllib3.exceptions import LocationValueError, ProtocolError, ReadTimeoutErr
 
 from policy_server.errors import ServerAnswerError
 
-__all__ = ["Answer", "AnswerObject", "receive"]
+__all__ = ["MOST_MEGABYTES", "Answer", "AnswerObject", "receive"]
 
 _IS_IT = "is it a Policy Server that listens there?"
 _PIECE_BYTES = 1024 * 1024
-# The largest answer, an OpenAPI document of many policies, has a few of them.
-_MOST_MEGABYTES = 64
+MOST_MEGABYTES = 64
+"""The most an answer may have; the largest, an OpenAPI document of many policies, has a few."""
+
 _BROKEN = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
 
 
@@ -149,9 +150,9 @@ def _body(response: requests.Response, where: str) -> bytes:
     body = bytearray()
     for piece in response.iter_content(_PIECE_BYTES):
         body += piece
-        if len(body) > _MOST_MEGABYTES * _PIECE_BYTES:
+        if len(body) > MOST_MEGABYTES * _PIECE_BYTES:
             raise ServerAnswerError(
-                f"{where}: the answer is larger than {_MOST_MEGABYTES} MB; {_IS_IT}"
+                f"{where}: the answer is larger than {MOST_MEGABYTES} MB; {_IS_IT}"
             )
     return bytes(body)
 

@@ -33,12 +33,7 @@ def check_serving_files(
         UsageError: if a UNIX socket is given with a port or a host, or a key without certificate.
         SettingsError: naming the file that can't be used, and why.
     """
-    for other in ("host", "port"):
-        if options.get("uds") is not None and options.get(other) is not None:
-            raise UsageError(f"--uds: stands in place of a host and a port; leave --{other} out")
-    path = options.get("uds") or environment.get("UVICORN_UDS")
-    if path:
-        check_unix_socket(str(path))
+    _check_socket(options, environment)
     given = {}
     for option in (_CERTIFICATE, _KEY, _AUTHORITIES):
         file = options.get(option) or environment.get(f"UVICORN_{option.upper()}")
@@ -49,6 +44,17 @@ def check_serving_files(
         _check_certificate(given, environment.get(_PASSWORD))
     elif _KEY in given:
         raise UsageError(f"{_named(_KEY)}: is of no use alone; give {_named(_CERTIFICATE)} too")
+
+
+def _check_socket(options: Mapping[str, str | int | None], environment: Mapping[str, str]) -> None:
+    for other in ("host", "port"):
+        if options.get("uds") is not None and options.get(other) is not None:
+            raise UsageError(f"--uds: stands in place of a host and a port; leave --{other} out")
+    if options.get("uds") == "":
+        raise UsageError("--uds: expected the path of a UNIX socket, got none")
+    path = options.get("uds") or environment.get("UVICORN_UDS")
+    if path:
+        check_unix_socket(str(path))
 
 
 def _check_readable(option: str, path: str) -> None:
@@ -92,4 +98,7 @@ def _check_certificate(given: Mapping[str, str], password: str | None) -> None:
 
 
 def _named(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
+    # `serve` has no option for it.
+    return (
+        f"UVICORN_{option.upper()}" if option == _AUTHORITIES else f"--{option.replace('_', '-')}"
+    )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from policy_server.errors import UsageError
 
-__all__ = ["check_values", "explain", "named_method"]
+__all__ = ["explain", "named_method", "spelled_out", "unknown_command"]
 
 Methods = Mapping[str, Callable[..., Any]]
 
-_UNKNOWN = "Could not consume arg: "
 _MISSING = "The function received no value for the required argument: "
 
 
@@ -27,47 +26,89 @@ def named_method(methods: Methods, arguments: Sequence[str]) -> Callable[..., An
     return methods.get(arguments[0].replace("-", "_")) if arguments else None
 
 
-def check_values(method: Callable[..., Any], arguments: Sequence[str]) -> None:
-    """Refuse an option whose value is missing, which fire would take for a flag.
+def spelled_out(method: Callable[..., Any], arguments: Sequence[str]) -> list[str]:
+    """Give each argument its name, so that fire can't take it for anything else.
+
+    Fire has a syntax that the documentation doesn't: `--noname`, `-n`, a member of the command's
+    result, its own options behind `--`; and it takes a value that begins with - for an option.
 
     Args:
         method: the command.
-        arguments: the words that the user typed behind its name.
+        arguments: the words that the user typed behind its name; those behind `--` are no options.
+            An argument that has a place may be given by its name too, as `--observation`.
+
+    Returns:
+        Words of the form `--name=value`.
 
     Raises:
-        UsageError: naming the option.
+        UsageError: naming the first word that the command doesn't take, or an option whose value is
+            missing.
     """
-    hints = get_type_hints(method)
-    taking = {option for option in _options(method) if hints[_python_name(option)] is not bool}
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
-        if argument.replace("_", "-") in taking and following.startswith("--"):
-            raise UsageError(f"{argument.replace('_', '-')}: expected a value, got none")
+    hints, words = get_type_hints(method), iter(arguments)
+    named, placed = dict[str, str](), list[str]()
+    for word in words:
+        if word == "--":
+            placed.extend(words)
+        elif word == "-" or not word.startswith("-"):
+            placed.append(word)
+        else:
+            option, equals, value = word.partition("=")
+            name = _python_name(option)
+            if not option.startswith("--") or name not in hints or name == "return":
+                raise _unknown_option(option, method)
+            if not equals:
+                value = "True" if hints[name] is bool else _value_of(option, words)
+            named[name] = value
+    places = [name for name in _places(method) if name not in named]
+    if len(placed) > len(places):
+        raise UsageError(f"{placed[len(places)]}: is one argument too many")
+    named |= zip(places, placed, strict=False)
+    return [f"--{name}={value}" for name, value in named.items()]
 
 
-def explain(message: str, methods: Methods, arguments: Sequence[str]) -> UsageError:
+def unknown_command(name: str, methods: Methods) -> UsageError:
+    """Return the error about a command that there is not.
+
+    Args:
+        name: the word that the user typed.
+        methods: the commands by name.
+    """
+    expected = f"expected one of {', '.join(methods)}"
+    return UsageError(f"{name}: is no command; {_meant(name, methods) or expected}")
+
+
+def explain(message: str) -> UsageError:
     """Return fire's finding as an error in our words.
 
     Args:
         message: fire's message, or that of a value that can't be used.
-        methods: the commands by name.
-        arguments: the words that the user typed.
     """
-    method = named_method(methods, arguments)
     if message.startswith(_MISSING):
         name = message.removeprefix(_MISSING).upper().replace("_", "-")
         return UsageError(f"{name}: is missing")
-    if not message.startswith(_UNKNOWN):
-        return UsageError(message)
-    given = message.removeprefix(_UNKNOWN)
-    if method is None:
-        expected = f"expected one of {', '.join(methods)}"
-        return UsageError(f"{given}: is no command; {_meant(given, methods) or expected}")
-    if not given.startswith("-"):
-        return UsageError(f"{given}: is one argument too many")
-    name, options = given.partition("=")[0], _options(method)
+    return UsageError(message)
+
+
+def _unknown_option(name: str, method: Callable[..., Any]) -> UsageError:
+    options = _options(method)
     expected = f"expected one of {', '.join(options)}" if options else "it takes none"
-    meant = _meant(name, options) or expected
-    return UsageError(f"{name}: is no option of {method.__name__}; {meant}")
+    return UsageError(
+        f"{name}: is no option of {method.__name__}; {_meant(name, options) or expected}"
+    )
+
+
+def _value_of(option: str, following: Iterator[str]) -> str:
+    value = next(following, "--")
+    if value.startswith("--"):
+        raise UsageError(f"{option.replace('_', '-')}: expected a value, got none")
+    return value
+
+
+def _places(method: Callable[..., Any]) -> list[str]:
+    """Return the names of the arguments that are given by their place."""
+    parameters = list(inspect.signature(method).parameters.values())
+    # The first is the object of the commands.
+    return [item.name for item in parameters[1:] if item.kind is not inspect.Parameter.KEYWORD_ONLY]
 
 
 def _options(method: Callable[..., Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
@@ -10,6 +9,7 @@ from itertools import repeat
 import numpy as np
 import yaml
 
+from policy_server.access_keys import random_key
 from policy_server.errors import ExportError, SchemaError
 from policy_server.formats.pickles.spaces import (
     BoxSpace,
@@ -219,7 +219,7 @@ def draft_schema(
     document["parameters"] = {
         "discrete": schema.discrete,
         "tuple": schema.tuple,
-        "api_key": secrets.token_urlsafe(18),
+        "api_key": random_key(18),
     }
     body = yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=100)
     text = f"# Drafted from {source}: name and describe the values, then serve it.\n{body}"

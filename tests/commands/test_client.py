@@ -55,6 +55,18 @@ def test_asking_takes_an_action_mask(observation: str) -> None:
     assert answer == {"actions": [0, 0], "probability": 1.0, "log_probability": 0.0}
 
 
+@pytest.mark.parametrize("observation", ['{"obs": [1]}', None], ids=["given", "example"])
+def test_a_field_named_obs_is_of_a_named_observation(observation: str | None) -> None:
+    schema = (
+        "observations: {obs: {type: 'List[int]', one_hot: [3]}}\n"
+        f"parameters: {{api_key: {KEY}}}"
+    )
+    with live_server(schema) as url, PolicyClient(url, KEY) as server:
+        text = client.example_observation(server) if observation is None else observation
+
+        assert "actions" in client.ask(server, text, "predict")
+
+
 def test_field_beside_obs_that_is_no_mask_is_of_a_named_observation(url: str) -> None:
     with PolicyClient(url, KEY) as server, pytest.raises(ServerAnswerError, match="/predict: ref"):
         client.ask(server, '{"obs": [0, 0, 0], "action_mask": [1, 1]}', "predict")
@@ -205,6 +217,10 @@ def test_an_observation_is_json_a_file_or_standard_input(tmp_path: Path) -> None
 def test_an_observation_that_is_none_is_refused(text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         client.read_observation(text, lambda: "7")
+
+
+def test_standard_input_may_begin_with_a_byte_order_mark() -> None:
+    assert client.read_observation("-", lambda: "\ufeff[1, 2]") == "[1, 2]"
 
 
 def test_standard_input_that_is_no_utf_8_is_refused() -> None:

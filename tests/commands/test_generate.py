@@ -142,9 +142,24 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--workers=0"], "--workers: expected a number from 1, got 0"),
         (["serve", "--reload", "--workers=2"], "--reload: starts one process again; leave"),
         (["serve", "--uds=s", "--port=3"], "--uds: stands in place of a host and a port; leave"),
+        (["serve", "--uds="], "--uds: expected the path of a UNIX socket, got none"),
         (["serve", "app:app"], "app:app: is one argument too many"),
         (["evaluate", "x", "--episodes", "many"], "--episodes: expected a whole number"),
         (["predict", "--seed=1.5"], "--seed: expected a whole number, got '1.5'"),
+        (["digest", "schema.yaml", "run"], "run: is one argument too many"),
+        (["digest", "schema.yaml", "_start"], "_start: is one argument too many"),
+        (["predict", "[1]", "--", "--url=x"], "--url=x: is one argument too many"),
+        (["unzip", "--", "--trace"], "--trace: is one argument too many"),
+        (["--", "unzip"], "--: is no command"),
+        (["__class__"], "__class__: is no command"),
+        (["schema", "--nooutput"], "--nooutput: is no option of schema; did you mean --output?"),
+        (["predict", "--nourl"], "--nourl: is no option of predict"),
+        (["clients", "-o"], "-o: is no option of clients"),
+        (["status", "-k"], "-k: is no option of status"),
+        (["inspect", "--self=x"], "--self: is no option of inspect"),
+        (["inspect", "--path=x", "y"], "y: is one argument too many"),
+        (["inspect", "y", "--path=x"], "y: is one argument too many"),
+        (["status", "--key", "--json"], "--key: expected a value, got none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -171,10 +186,43 @@ def test_usage_after_a_mistake_is_that_of_the_help(
     assert "_" not in usage.replace(name, "")
 
 
-def test_a_command_does_not_run_where_its_arguments_are_wrong(home: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [["--dry-run"], ["run"], ["_start"], ["--", "--dry-run"], ["--", "run"], ["-n"]],
+    ids=" ".join,
+)
+def test_a_command_does_not_run_where_its_arguments_are_wrong(words: list[str], home: Path) -> None:
     (home / "saved_model.zip").touch()
-    assert generate.main(["clean", "--dry-run"]) == 2
-    assert (home / "saved_model.zip").exists()
+    assert generate.main(["clean", *words]) == 2
+    assert sorted(path.name for path in home.iterdir()) == ["saved_model.zip", "schema.yaml"]
+
+
+class _Saying:
+    """A command that gives back its arguments."""
+
+    @command
+    def say(self, text: str, *, key: str = "", loud: bool = False) -> Iterator[str]:
+        """Say what is given."""
+        yield f"{text} {key} {loud}"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--key", "-abc", "a"], "a -abc False"),
+        (["a", "--key", "-1_b", "--loud"], "a -1_b True"),
+        (["--key=--abc", "--", "-a"], "-a --abc False"),
+        (["--loud", "--", "--"], "--  True"),
+        (["-", "--key=-"], "- - False"),
+        (["a=b", "--key", "x=y"], "a=b x=y False"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_value_may_begin_as_an_option_does(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(_Saying, ["say", *words], program="generate.py") == 0
+    assert capsys.readouterr().out == f"{line}\n"
 
 
 # Errors
@@ -202,12 +250,50 @@ def test_a_python_without_the_packages_is_told_what_to_do() -> None:
     assert "requirements.txt" in ended.stderr
 
 
+def test_an_older_python_is_told_in_one_line() -> None:
+    code = (
+        "import sys, runpy; sys.version_info, sys.version = (3, 10, 12), '3.10.12 (main)'\n"
+        f"runpy.run_path({str(ROOT / 'generate.py')!r}, run_name='__main__')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        "generate.py: needs Python 3.11 or newer, not 3.10.12; use .venv/bin/python after "
+        "`make venv`\n"
+    )
+
+
 def test_a_setting_that_cannot_be_used_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("POLICY_SERVER_BACKEND", "cloud")
     assert generate.main(["clean"]) == 1
     assert capsys.readouterr().err.startswith("generate.py: POLICY_SERVER_BACKEND: expected")
+
+
+def test_reloading_needs_the_folder_of_the_files(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POLICY_SERVER_HOME", str(home / "missing"))
+    # A server that starts all the same would take this process.
+    monkeypatch.setattr("os.execv", lambda *_: None)
+
+    assert generate.main(["serve", "--reload"]) == 1
+
+    assert "missing: expected the folder of the server's files\n" in capsys.readouterr().err
+
+
+def test_inspect_of_a_policy_that_no_schema_names_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "alone").mkdir()
+    shutil.copy(POLICIES / "sb3_ppo_box" / "policy.zip", tmp_path / "alone")
+
+    assert generate.main(["inspect", "alone/policy.zip", "--policy", "nosuch"]) == 1
+
+    assert "--policy: 'nosuch' is of no schema.yaml" in capsys.readouterr().err
 
 
 class _Failing:
@@ -476,6 +562,56 @@ def test_export_to_onnx_takes_a_policy_by_its_folder(
     ]
     signature = load_policy(target).signature
     assert (signature.module, signature.basis) == ("right", "metadata")
+
+
+def test_export_to_onnx_leaves_the_served_folder_servable(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = ROOT / "examples" / "lpoc"
+    for name in ("saved_model.zip", "schema.yaml"):
+        shutil.copy(example / name, home)
+
+    assert generate.main(["export", str(example), "--to", "onnx"]) == 0
+    assert "wrote exports/lpoc/policy.onnx" in capsys.readouterr().out
+    assert generate.main(["export", "saved_model.zip", "--to", "onnx"]) == 0
+    assert generate.main(["inspect"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["mine", "--to=onnx", "--output=mine"], "mine: is the folder of the policy itself"),
+        (["mine/run.zip", "--to=onnx", "--output=mine/"], "mine: is the folder of the policy"),
+        ([".", "--to=onnx", "--output", "."], ".: is the folder of the policy itself"),
+        (["mine/run.zip", "--output=mine"], "mine: is the folder of the policy itself"),
+        (["mine", "--to=onnx", "--output=new"], "new/policy.onnx: would be a second policy"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_export_writes_no_second_policy_to_a_folder(
+    words: list[str], message: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "mine").mkdir()
+    shutil.copy(POLICIES / "sb3_ppo_box" / "policy.zip", home / "mine" / "run.zip")
+    shutil.copy(ROOT / "examples" / "lpoc" / "saved_model.zip", home)
+    before = sorted(home.rglob("*"))
+
+    assert generate.main(["export", *words]) == 1
+
+    assert message in capsys.readouterr().err
+    assert sorted(home.rglob("*")) == before
+
+
+def test_export_names_its_folder_after_the_policys(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "mine").mkdir()
+    shutil.copy(POLICIES / "sb3_ppo_box" / "policy.zip", home / "mine" / "run.zip")
+    monkeypatch.chdir(home / "mine")
+
+    assert generate.main(["export", ".", "--to", "onnx"]) == 0
+
+    assert (home / "mine" / "exports" / "mine" / "policy.onnx").is_file()
 
 
 def test_export_to_onnx_takes_statistics_of_another_name(tmp_path: Path) -> None:

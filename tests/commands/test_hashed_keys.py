@@ -12,11 +12,15 @@ import generate
 KEY = "a-key-of-22-characters"
 
 
-@pytest.mark.parametrize("end", ["", "\n"], ids=["as it is", "a line"])
+@pytest.mark.parametrize(
+    "text",
+    [KEY, f"{KEY}\n", f"\ufeff{KEY}\n"],
+    ids=["as it is", "a line", "with a byte order mark"],
+)
 def test_hash_of_standard_input_is_that_of_sha256sum(
-    end: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(KEY + end))
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
     generate.main(["hash_key"])
 
@@ -46,3 +50,21 @@ def test_random_keys_differ_and_come_with_their_hash(capsys: pytest.CaptureFixtu
     assert first != second
     assert len(key) == 43
     assert digest.strip() == f"sha256:{sha256(key.encode()).hexdigest()}"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_end_of_the_input_on_a_terminal_is_told_of_the_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(_prompt: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin", _Terminal())
+    monkeypatch.setattr("getpass.getpass", end)
+
+    assert generate.main(["hash_key"]) == 2
+    assert "the key: expected one, got the end of the input\n" in capsys.readouterr().err

@@ -388,3 +388,13 @@ def test_inspect_and_draft_tell_of_an_action_mask_beside_the_observation(
     assert "# Beside the observation a request may have action_mask, the action mask:" in draft
     observations = parse_schema(draft).observations or ()
     assert [item.max_items for item in observations] == [4], "the mask is no part of it"
+
+
+def test_model_at_an_address_is_told_to_be_fetched(settings: Settings) -> None:
+    settings.home.mkdir(exist_ok=True)
+    settings.schema_path.write_text(
+        "policies: {door: {model: 'https://example.invalid/door.zip'}}\nparameters: {api_key: k}\n"
+    )
+
+    with pytest.raises(ModelError, match=r"model of door is an address; get it with `.* fetch "):
+        model_report.inspect_model(None, settings)

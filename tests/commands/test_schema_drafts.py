@@ -13,7 +13,7 @@ from policy_server.errors import ModelError, SchemaError
 from policy_server.schema import AgentPolicies, parse_schema, parse_schema_file
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
-from tests.support.library_policies import unzipped
+from tests.support.library_policies import POLICIES, unzipped
 
 MOUSE = ROOT / "examples" / "mouse_and_cheese"
 
@@ -93,3 +93,19 @@ def test_a_draft_of_policies_beside_another_folder_names_their_whole_path(tmp_pa
     text = draft_schema(folder, Settings(home=home))
 
     assert {policy.model for policy in parse_schema_file(text)} == {str(folder.resolve())}
+
+
+def test_a_teams_models_are_named_from_the_folder_of_the_schema(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    (tmp_path / "mine").mkdir()
+    policy = Path(
+        shutil.copy(
+            POLICIES / "rllib_ppo_multiagent" / "checkpoint.zip", tmp_path / "mine" / "team.zip"
+        )
+    )
+
+    text = draft_schema(policy, settings, folder=tmp_path / "mine")
+
+    assert [section.model for section in parse_schema_file(text)] == ["team.zip"] * 2
+    text = draft_schema(policy, settings)
+    assert [section.model for section in parse_schema_file(text)] == ["mine/team.zip"] * 2

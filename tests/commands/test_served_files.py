@@ -463,12 +463,36 @@ def test_cleaning_removes_a_link_and_not_what_it_leads_to(
     kept.parent.mkdir()
     kept.touch()
     settings.home.mkdir()
-    (settings.home / "clients").symlink_to(kept.parent)
+    settings.zip_path.symlink_to(kept)
 
     served_files.clean(settings)
 
     assert kept.exists()
-    assert not (settings.home / "clients").is_symlink()
+    assert not settings.zip_path.is_symlink()
+
+
+def test_cleaning_leaves_what_is_called_clients_and_has_none(settings: Settings) -> None:
+    settings.home.mkdir()
+    clients = settings.home / "clients"
+    clients.write_text("mine")
+
+    assert served_files.clean(settings) == []
+    assert clients.read_text() == "mine"
+
+    clients.unlink()
+    clients.mkdir()
+    assert served_files.clean(settings) == []
+    assert clients.is_dir()
+
+
+def test_cleaning_leaves_a_link_called_clients(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "mine").mkdir(parents=True)
+    settings.home.mkdir()
+    link = settings.home / "clients"
+    link.symlink_to(tmp_path / "elsewhere")
+
+    assert served_files.clean(settings) == []
+    assert link.is_symlink()
 
 
 def put_scaled(folder: Path) -> Path:

@@ -54,7 +54,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             {"ssl_certfile": "own.pem", "ssl_ca_certs": "text.pem"},
-            "--ssl-ca-certs: text.pem: expected certificates",
+            "UVICORN_SSL_CA_CERTS: text.pem: expected certificates",
         ),
     ],
     ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",

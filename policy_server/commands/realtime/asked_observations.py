@@ -13,6 +13,7 @@ import orjson
 from policy_server.commands.client import (
     PolicyClient,
     example_observation,
+    is_flat,
     read_observation,
 )
 
@@ -74,8 +75,7 @@ def observations_of(
     value = json.loads(text)
     if isinstance(value, list):
         return AskedObservations([f'{{"obs": {text}}}'.encode()], is_raw=True)
-    is_raw = isinstance(value.get("obs"), list) and "obs" not in (schema.get("observations") or {})
-    return AskedObservations([text.encode()], is_raw=is_raw)
+    return AskedObservations([text.encode()], is_raw=is_flat(value, schema))
 
 
 def _random(schema: Mapping[str, Any]) -> AskedObservations:

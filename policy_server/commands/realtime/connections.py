@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,11 +20,14 @@ from websockets.http11 import Response
 from websockets.uri import parse_uri
 
 from policy_server.commands.server_addresses import ServerAddress, read_address
+from policy_server.commands.server_answers import MOST_MEGABYTES
+from policy_server.commands.trusted_certificates import secure_context
 from policy_server.errors import ServerAnswerError
 
 __all__ = ["Connection", "HttpConnection", "Place", "StreamConnection"]
 
 _MOST_BYTES = 1 << 16
+_MOST_ANSWER_BYTES = MOST_MEGABYTES << 20
 _OK = 200
 _SWITCHING = 101
 
@@ -73,6 +77,8 @@ class Place:
         """
         try:
             return self._connect()
+        except ssl.SSLError as error:
+            raise ServerAnswerError(f"{self.where}: no secure connection: {error}") from error
         except OSError as error:
             raise ServerAnswerError(
                 f"{self.where}: no server answers there; start one with `uvicorn app:app`, or name "
@@ -89,7 +95,7 @@ class Place:
         link = socket.create_connection((address.hostname, address.port), self.timeout_s)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if address.is_secure:
-            return ssl.create_default_context().wrap_socket(link, server_hostname=address.hostname)
+            return secure_context().wrap_socket(link, server_hostname=address.hostname)
         return link
 
 
@@ -107,6 +113,7 @@ class Connection(ABC):
         """
         self._place = place
         self._link = place.connect()
+        self._expect_answer()
 
     def close(self) -> None:
         """Close it."""
@@ -134,8 +141,18 @@ class Connection(ABC):
             ServerAnswerError: if the connection breaks, or no answer comes in time.
         """
 
+    def _expect_answer(self) -> None:
+        """Begin the time and the bytes that one answer may take, the sending of a question too."""
+        self._until = time.monotonic() + self._place.timeout_s
+        self._received = 0
+
     def _receive(self) -> bytes:
         try:
+            # A socket's own timeout starts anew with each byte that comes.
+            left = self._until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError  # noqa: TRY301 -- is the socket's own a moment later
+            self._link.settimeout(left)
             data = self._link.recv(_MOST_BYTES)
         except TimeoutError as error:
             raise ServerAnswerError(
@@ -146,10 +163,17 @@ class Connection(ABC):
             raise self._lost() from error
         if not data:
             raise self._lost()
+        self._received += len(data)
+        if self._received > _MOST_ANSWER_BYTES:
+            raise ServerAnswerError(
+                f"{self._place.where}: the answer is larger than {MOST_MEGABYTES} MB; is it a "
+                "Policy Server?"
+            )
         return data
 
     def _send(self, data: bytes) -> None:
         try:
+            self._link.settimeout(self._place.timeout_s)
             self._link.sendall(data)
         except OSError as error:
             raise self._lost() from error
@@ -187,6 +211,7 @@ class HttpConnection(Connection):
 
     def ask(self, request: bytes) -> tuple[int, bytes]:
         """Send a request, and wait for its answer; see `Connection.ask`."""
+        self._expect_answer()
         self._parts.clear()
         self._is_whole = False
         self._send(request)
@@ -241,6 +266,7 @@ class StreamConnection(Connection):
 
     def ask(self, request: bytes) -> tuple[int, bytes]:
         """Send a frame, and wait for its answer; see `Connection.ask`."""
+        self._expect_answer()
         try:
             self._protocol.send_text(request)
         except WebSocketException as error:

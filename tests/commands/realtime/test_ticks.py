@@ -115,3 +115,11 @@ def test_ticks_that_end_early_are_those_that_were_answered(
     assert len(ticks) == 5
     assert ticks.ended is error
     assert ticks.answered.shape == (5, 1)
+
+
+def test_first_tick_of_a_slow_rate_is_not_waited_for(clock: Clock) -> None:
+    before = clock.now
+
+    drive([], hz=0.05, seconds=1, spin_s=0.0)
+
+    assert clock.now - before == pytest.approx(0.1, abs=0.01)
