@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from benchmarks.measures.batches import BODIES
 from benchmarks.measures.one_row import KINDS
 from benchmarks.results import Results
 
@@ -147,7 +148,10 @@ def _stream_p50(subject: str) -> Callable[[Results], float | None]:
 
 def _single_p90(subject: str) -> Callable[[Results], float | None]:
     def measure(results: Results) -> float | None:
-        """Return that of the worst kind of body; None where one of its cells has none."""
+        """Return that of the worst kind of body; None where one of them, or of its cells, has none.
+
+        A kind that failed has no cells, and may be the worst.
+        """
         cells = [cell for cell in results.batches if cell.subject == subject]
         most = max((cell.rows for cell in cells), default=0)
         by_body: dict[str, list[float]] = {}
@@ -156,7 +160,9 @@ def _single_p90(subject: str) -> Callable[[Results], float | None]:
                 if cell.single_p90_ms is None:
                     return None
                 by_body.setdefault(cell.body, []).append(cell.single_p90_ms)
-        return max((median(figures) for figures in by_body.values()), default=None)
+        if set(by_body) != set(BODIES):
+            return None
+        return max(median(figures) for figures in by_body.values())
 
     return measure
 

@@ -33,6 +33,7 @@ from benchmarks.failures import BenchmarkError
 from benchmarks.floor import CONSTANT_BODY, Echo, Floor
 from benchmarks.load import check_wrk, parse_wrk
 from benchmarks.machine import LOAD
+from benchmarks.measures import starts
 from benchmarks.measures.batches import BODIES, check_columns
 from benchmarks.measures.one_row import KINDS, rows_of
 from benchmarks.measures.stages import LOG, WHOLE
@@ -53,6 +54,7 @@ from benchmarks.results import (
     Start,
     StreamCell,
 )
+from benchmarks.soak.mistakes import MISTAKES
 from benchmarks.subjects import OBSERVATION, ROOT, SUBJECTS, Workplace
 from benchmarks.targets import outcomes
 from benchmarks.websocket import BINARY, TEXT, connected, encode_frame, read_frames
@@ -225,6 +227,7 @@ def whole_results() -> Results:
         BatchCell("ray", "npy", 100_000, 0, 390_000.0, 250.0, 2.5, 4.0),
         BatchCell("ray", "JSON columns", 100_000, 0, 300_000.0, 330.0, 1.5, 3.5),
         BatchCell("ray", "JSON columns", 100_000, 1, 300_000.0, 330.0, 1.7, 1.5),
+        BatchCell("ray", "JSON rows", 100_000, 0, 140_000.0, 700.0, 1.5, 3.0),
         BatchCell("local", "npy", 100_000, 0, 410_000.0, 240.0, 0.9),
     ]
     results.streams = [
@@ -307,7 +310,7 @@ def outcome_of(results: Results, title: str) -> tuple[float | None, bool | None]
         ("p50 of a stream, one in flight, with Ray", None, None),
         ("p99 with Ray, 128 connections", 64.0, False),
         ("batch route, npy", 410_000.0, True),
-        ("batch route, JSON rows", None, None),
+        ("batch route, JSON rows", 140_000.0, False),
         ("first answer with Ray", 3.5, True),
         ("first answer with Ray, of a policy never served before", 21.5, False),
         ("memory of all processes with Ray", 700.0, True),
@@ -397,6 +400,20 @@ def test_page_names_the_peers_that_were_compared() -> None:
     assert f"The best peer is the fastest of {titles}." in render(peers_results())
 
 
+@pytest.mark.parametrize("lacking", BODIES)
+def test_p90_beside_batches_is_not_known_without_all_kinds_of_bodies(lacking: str) -> None:
+    results = whole_results()
+    results.batches = [
+        BatchCell("ray", body, 100_000, 0, 390_000.0, 250.0, 2.5, 2.0) for body in BODIES
+    ]
+    title = "p90 of single predictions beside large batches, with Ray, the worst of their bodies"
+    assert outcome_of(results, title) == (2.0, True)
+
+    results.batches = [item for item in results.batches if item.body != lacking]
+
+    assert outcome_of(results, title) == (None, None)
+
+
 # The page and the picture
 
 
@@ -466,6 +483,21 @@ def test_picture_has_a_bar_for_each_figure() -> None:
     assert "6,000" in texts
     assert texts.count("not measured") == 5
     assert "FastAPI's" not in picture
+
+
+def test_start_of_a_policy_that_failed_to_start_is_not_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = replace(SUBJECTS["local"], command=lambda _workplace, _ports: ["false"])
+    monkeypatch.setitem(SUBJECTS, "local", broken)
+    workplace = Workplace(tmp_path, tmp_path, tmp_path, tmp_path, PROBABILITIES)
+    results, told = Results(), []
+    monkeypatch.setattr(starts, "say", told.append)
+
+    starts.measure_starts(results, workplace, {}, subjects=["local"], repeats=1)
+
+    assert len(told) == 1
+    assert list(results.missing) == ["start of local"]
 
 
 # What is sent and what comes back
@@ -866,6 +898,27 @@ def test_floor_answers_the_frames_of_a_web_socket() -> None:
     assert [frame.opcode for frame in frames] == [Opcode.TEXT, Opcode.BINARY]
     assert bytes(frames[0].data) == CONSTANT_BODY
     assert msgpack.unpackb(bytes(frames[1].data)) == json.loads(CONSTANT_BODY)
+
+
+def test_page_has_the_shares_of_the_floor_of_the_committed_run() -> None:
+    results = Results.read(ROOT / "benchmarks" / "results" / "benchmark.json")
+    page = " ".join((ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").split())
+
+    def shares(subject: str) -> str:
+        rates = [
+            [results.median_of(name, count, "requests_per_s") for name in (subject, "floor")]
+            for count in (1, 32, 128)
+        ]
+        return "{:.2f}, {:.2f} and {:.2f}".format(*(a / b for a, b in rates if a and b))
+
+    assert f"a local server answered {shares('local')} of the floor's requests" in page
+    assert f"one with Ray {shares('ray')} (0.22, 0.40 and 0.45)" in page
+
+
+def test_reliability_page_counts_the_mistakes() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+
+    assert f" {len(MISTAKES)} kinds of mistakes" in page
 
 
 def test_scaling_page_has_the_figures_of_the_committed_run() -> None:

@@ -50,7 +50,8 @@ def measure_starts(
                 except BenchmarkError as error:
                     results.missing[f"start of {name}"] = str(error)
                     say(f"{name}: {error}")
-                    continue
+                    # The next start would be the first, and be taken for a later one.
+                    break
                 results.starts.append(replace(start, is_first=is_first, round=number))
                 say(
                     f"start    {name:<18} {'first' if is_first else 'again'}: {start.seconds:.1f} s"
