@@ -491,7 +491,8 @@ def test_start_of_a_policy_that_failed_to_start_is_not_followed_by_another(
     broken = replace(SUBJECTS["local"], command=lambda _workplace, _ports: ["false"])
     monkeypatch.setitem(SUBJECTS, "local", broken)
     workplace = Workplace(tmp_path, tmp_path, tmp_path, tmp_path, PROBABILITIES)
-    results, told = Results(), []
+    told: list[str] = []
+    results = Results()
     monkeypatch.setattr(starts, "say", told.append)
 
     starts.measure_starts(results, workplace, {}, subjects=["local"], repeats=1)
