@@ -31,7 +31,7 @@ from websockets.uri import parse_uri
 from benchmarks.__main__ import PARTS, main
 from benchmarks.failures import BenchmarkError
 from benchmarks.floor import CONSTANT_BODY, Echo, Floor
-from benchmarks.load import check_wrk, parse_wrk
+from benchmarks.load import check_answered, check_wrk, parse_wrk
 from benchmarks.machine import LOAD
 from benchmarks.measures import starts
 from benchmarks.measures.batches import BODIES, check_columns
@@ -158,6 +158,12 @@ def test_output_of_wrk_is_read(
 def test_output_of_wrk_without_figures_is_refused(text: str) -> None:
     with pytest.raises(BenchmarkError, match=r"^wrk: "):
         parse_wrk(text)
+
+
+def test_load_with_errors_is_no_figure() -> None:
+    assert check_answered(parse_wrk(FINE)) == parse_wrk(FINE)
+    with pytest.raises(BenchmarkError, match="wrk: 6917 errors beside 6917 answers"):
+        check_answered(parse_wrk(REFUSED))
 
 
 def test_servers_start_as_with_no_variable_of_theirs_or_of_python(
@@ -654,6 +660,22 @@ def test_round_trips_are_counted(payload: bytes) -> None:
     assert answer == payload
     # Eight are in flight all the time.
     assert rate * p50_ms / 1000 == pytest.approx(8, rel=0.9)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b'{"status":503,"detail":"overloaded"}', msgpack.packb({"status": 503, "detail": "busy"})],
+    ids=["JSON", "msgpack"],
+)
+def test_error_of_a_stream_is_no_round_trip(payload: bytes) -> None:
+    frame = encode_frame(BINARY, payload)
+
+    with (
+        echo_server() as port,
+        pytest.raises(BenchmarkError, match=r"the stream answered an error: .*503|.*busy"),
+        connected(port, "/", {"access-token": "key"}) as connection,
+    ):
+        connection.round_trips(frame, in_flight=1, seconds=0.1)
 
 
 def test_refused_handshake_is_one_line() -> None:
