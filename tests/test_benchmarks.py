@@ -540,6 +540,22 @@ def test_answer_of_a_batch_is_held_against_the_policy(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        b'{"actions": [[7]], "probability": [0.04]}',
+        b'{"actions": [[-1]], "probability": [0.04]}',
+        b'{"actions": [], "probability": []}',
+        b"[]",
+        b"<html>",
+    ],
+    ids=["no-such-action", "negative", "none", "list", "no-json"],
+)
+def test_answer_of_a_batch_of_another_form_is_one_line(body: bytes) -> None:
+    with pytest.raises(BenchmarkError, match="JSON rows: "):
+        check_columns(body, 1, "JSON rows", PROBABILITIES)
+
+
+@pytest.mark.parametrize(
     ("body", "is_right"),
     [
         (b'{"actions": [0], "probability": 0.7}', True),
