@@ -18,7 +18,16 @@ from pathlib import Path
 
 from benchmarks.failures import BenchmarkError
 
-__all__ = ["Load", "Request", "check_wrk", "drive", "parse_wrk", "post", "post_repeatedly"]
+__all__ = [
+    "Load",
+    "Request",
+    "check_answered",
+    "check_wrk",
+    "drive",
+    "parse_wrk",
+    "post",
+    "post_repeatedly",
+]
 
 _UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0, "h": 3_600_000.0}
 _TIMEOUT_S = 30
@@ -147,6 +156,20 @@ def drive(url: str, request: Request, *, connections: int, seconds: float) -> Lo
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime)
     return Load(**{**vars(load), "client_us": spent * 1e6 / load.requests})
+
+
+def check_answered(load: Load) -> Load:
+    """Return a load in which every answer was right.
+
+    Args:
+        load: what wrk measured.
+
+    Raises:
+        BenchmarkError: if there were errors.
+    """
+    if load.errors:
+        raise BenchmarkError(f"wrk: {load.errors} errors beside {load.requests} answers")
+    return load
 
 
 def _script(request: Request, folder: Path) -> str:

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,9 +62,9 @@ class _Client(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def ask(self, *, gives_up: bool) -> None:
+    def ask(self, *, gives_up: bool, due: float) -> None:
         assert self._transport is not None, "it is connected"
-        self._sent = time.perf_counter()
+        self._sent = due
         self._transport.write(_REQUEST)
         if gives_up:
             asyncio.get_running_loop().call_later(_GIVES_UP_S, self._give_up)
@@ -108,29 +109,55 @@ async def ask(port: int, seconds: float, per_second: float, *, give_up: bool) ->
     Returns:
         What became of them.
     """
-    loop, outcome = asyncio.get_running_loop(), Outcome()
+    outcome = Outcome()
     idle: list[_Client] = []
     clients: list[_Client] = []
+    opening: set[asyncio.Task[None]] = set()
+
     start, sent = time.perf_counter(), 0
     while (passed := time.perf_counter() - start) < seconds:
         outcome.late_s = max(outcome.late_s, passed - sent / per_second)
         while sent < passed * per_second:
             sent += 1
-            if not idle:
-                made = await loop.create_connection(
-                    lambda: _Client(outcome, idle), "127.0.0.1", port
-                )
-                idle.append(made[1])
-                clients.append(made[1])
-            idle.pop().ask(gives_up=give_up and sent % _GIVES_UP_EACH == 0)
+            gives_up = give_up and sent % _GIVES_UP_EACH == 0
+            due = time.perf_counter()
+            if idle:
+                idle.pop().ask(gives_up=gives_up, due=due)
+            else:
+                # The pace is the clients' own: a server that is slow to accept can't hold it up.
+                opened = _opened(port, outcome, idle, clients)
+                task = asyncio.create_task(_ask_on(opened, gives_up=gives_up, due=due))
+                opening.add(task)
+                task.add_done_callback(opening.discard)
         await asyncio.sleep(_TICK_S)
     deadline = time.perf_counter() + _LONGEST_ANSWER_S
     while _told(outcome) < sent and time.perf_counter() < deadline:
         await asyncio.sleep(_TICK_S)
+    for task in opening:
+        task.cancel()
     for client in clients:
         client.close()
     outcome.failed += [b"no answer"] * (sent - _told(outcome))
     return outcome
+
+
+async def _opened(
+    port: int, outcome: Outcome, idle: list[_Client], clients: list[_Client]
+) -> _Client | None:
+    loop = asyncio.get_running_loop()
+    try:
+        _, client = await loop.create_connection(lambda: _Client(outcome, idle), "127.0.0.1", port)
+    except OSError as error:
+        outcome.failed.append(f"not connected: {error}".encode())
+        return None
+    clients.append(client)
+    return client
+
+
+async def _ask_on(opened: Awaitable[_Client | None], *, gives_up: bool, due: float) -> None:
+    client = await opened
+    if client is not None:
+        client.ask(gives_up=gives_up, due=due)
 
 
 def _told(outcome: Outcome) -> int:
@@ -181,7 +208,7 @@ async def _measure(server: _Server, seconds: float, bound_s: float) -> list[str]
     _write("a second later", after, " | ")
     for answer in {*loaded.failed, *after.failed}:
         sys.stdout.write(f"failed: {answer!r}\n")
-    return judge(Run(bound_s, before, loaded, after, memory))
+    return judge(Run(bound_s, before, loaded, after, memory, alone=round(seconds * pace)))
 
 
 def _write(name: str, outcome: Outcome, ending: str) -> None:

@@ -1,7 +1,8 @@
 """What became of the requests of an overload, and whether the server held.
 
 Some of what is measured is the machine's: where it had no time for this process, the clients fell
-behind their pace. Each latency may lie above its bound by as much as that, and by a tenth of it.
+behind their pace. Each latency may lie above its bound by as much as that, and by a tenth of it;
+beyond a bound of its own that delay tells of a busy machine, and the run of nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ __all__ = ["Outcome", "Run", "judge"]
 
 _OK, _UNAVAILABLE = b"200", b"503"
 _SHARE = 0.1
+# A delay of the clients that hides no bound: half of the shorter wait that the server is given.
+_LATE_S = 0.05
+# Of what the policy can do alone: a server that collapses answers next to nothing in time.
+_GOODPUT_SHARE = 0.5
 # At once: a tenth of the time after which a person notices a delay.
 _REFUSED_S = 0.01
 # What connections and the queue may take, and what memory may seem to grow by under the load.
@@ -68,6 +73,7 @@ class Run:
         loaded: of four times that.
         after: of a tenth again, a second later.
         memory_mb: the server's memory before, and at even distances under the load.
+        alone: how many requests the policy itself could answer while the load lasted.
     """
 
     bound_s: float
@@ -75,14 +81,38 @@ class Run:
     loaded: Outcome
     after: Outcome
     memory_mb: Sequence[float]
+    alone: int
 
 
 def judge(run: Run) -> list[str]:
     """Return what did not hold, in words; nothing where all did."""
-    return [*_judge_load(run.bound_s, run.loaded), *_judge_memory(run.memory_mb), *_judge_end(run)]
+    return [
+        *_judge_pace(run),
+        *_judge_whole("before", run.before),
+        *_judge_load(run),
+        *_judge_memory(run.memory_mb),
+        *_judge_end(run),
+    ]
 
 
-def _judge_load(bound_s: float, loaded: Outcome) -> Iterator[str]:
+def _judge_pace(run: Run) -> Iterator[str]:
+    for part in ("before", "loaded", "after"):
+        late_s = getattr(run, part).late_s
+        if late_s > _LATE_S:
+            yield (
+                f"{part}: the run tells nothing: its clients were {1e3 * late_s:.0f} ms behind "
+                f"their pace, of which {1e3 * _LATE_S:g} ms are allowed; the machine was busy"
+            )
+
+
+def _judge_whole(part: str, outcome: Outcome) -> Iterator[str]:
+    others = len(outcome.refused) + len(outcome.failed)
+    if others or not outcome.answered:
+        yield f"{part}: expected each request to be answered, got {others} that were not"
+
+
+def _judge_load(run: Run) -> Iterator[str]:
+    loaded = run.loaded
     if loaded.failed:
         yield f"failed: expected 0, got {len(loaded.failed)}"
     if not loaded.answered or not loaded.refused:
@@ -91,11 +121,16 @@ def _judge_load(bound_s: float, loaded: Outcome) -> Iterator[str]:
             f"and {len(loaded.refused)}"
         )
         return
+    if len(loaded.answered) < run.alone * _GOODPUT_SHARE:
+        yield (
+            f"answered: expected {run.alone * _GOODPUT_SHARE:.0f} at least, half of the "
+            f"{run.alone} that the policy can do, got {len(loaded.answered)}"
+        )
     for subject, times, most_s in (
-        ("answered", loaded.answered, bound_s),
+        ("answered", loaded.answered, run.bound_s),
         ("refused", loaded.refused, _REFUSED_S),
     ):
-        allowed_s = most_s * (1 + _SHARE) + loaded.late_s
+        allowed_s = most_s * (1 + _SHARE) + min(loaded.late_s, _LATE_S)
         late_s = float(np.quantile(times, 0.99))
         if late_s > allowed_s:
             yield (
@@ -119,14 +154,14 @@ def _judge_memory(memory_mb: Sequence[float]) -> Iterator[str]:
 
 
 def _judge_end(run: Run) -> Iterator[str]:
-    others = len(run.after.refused) + len(run.after.failed)
-    if others or not run.after.answered:
-        yield f"a second later: expected each request to be answered, got {others} that were not"
+    unanswered = list(_judge_whole("after", run.after))
+    yield from unanswered
+    if unanswered or not run.before.answered:
         return
-    before_s = float(np.median(run.before.answered)) if run.before.answered else 0.0
+    before_s = float(np.median(run.before.answered))
     after_s = float(np.median(run.after.answered))
-    if after_s > before_s * _BACK_FACTOR + _BACK_S + run.after.late_s * _SHARE:
+    if after_s > before_s * _BACK_FACTOR + _BACK_S + min(run.after.late_s, _LATE_S) * _SHARE:
         yield (
-            f"a second later: expected the median of before, {1e3 * before_s:.1f} ms, got "
+            f"after: expected the median of before, {1e3 * before_s:.1f} ms, got "
             f"{1e3 * after_s:.1f} ms"
         )

@@ -9,7 +9,7 @@ from benchmarks.machine import is_busy
 from benchmarks.measures.stages import LOG, WHOLE
 from benchmarks.progress import ABSENT, number
 from benchmarks.results import Cell, Results
-from benchmarks.targets import Outcome, outcomes
+from benchmarks.targets import Outcome, describe_peers, outcomes
 
 __all__ = ["BUSY", "render"]
 
@@ -140,8 +140,8 @@ def _targets(results: Results) -> list[str]:
     )
     if not results.cells:
         return table
-    what = "Requests a second and latencies are"
-    return [f"{what} {_medians_over(results)}, the floor's like the servers'.", "", *table]
+    said = f"Requests a second and latencies are {_medians_over(results)}, the floor's like the "
+    return [" ".join([f"{said}servers'.", describe_peers(results)]).strip(), "", *table]
 
 
 def _medians(cells: Sequence[Cell], values: Callable[[Cell], dict[str, float]], key: str) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from benchmarks.measures.batches import BODIES
 from benchmarks.measures.one_row import KINDS
 from benchmarks.results import Results
 
-__all__ = ["TARGETS", "Outcome", "Target", "outcomes"]
+__all__ = ["TARGETS", "Outcome", "Target", "describe_peers", "outcomes"]
 
 Unit = Literal["x", "µs", "ms", "rows/s", "s", "MB"]
 
@@ -56,6 +57,35 @@ def outcomes(results: Results) -> list[Outcome]:
     return [Outcome(target, target.measure(results)) for target in TARGETS]
 
 
+def describe_peers(results: Results) -> str:
+    """Return the sentences that name the peers compared, and those that a run knows nothing of.
+
+    Args:
+        results: what the run measured; without requests of peers the sentences are empty.
+    """
+    peers = _peers(results)
+    if not any(cell.subject in peers for cell in results.cells):
+        return ""
+    said = f"The best peer is the fastest of {_named(results, peers)}."
+    for count in results.connections():
+        lacking = [
+            name for name in peers if results.median_of(name, count, "requests_per_s") is None
+        ]
+        if lacking:
+            connections = f"{count} connection{'s' if count > 1 else ''}"
+            said += f" There is on {connections} no figure without errors of "
+            said += f"{_named(results, lacking)}."
+    return said
+
+
+def _named(results: Results, names: Iterable[str]) -> str:
+    return "; ".join(results.titles[name] for name in names)
+
+
+def _peers(results: Results) -> list[str]:
+    return [name for name, group in results.groups.items() if group == "peer"]
+
+
 def _ratio(subject: str, other: str, connections: int) -> Callable[[Results], float | None]:
     def measure(results: Results) -> float | None:
         ours = results.median_of(subject, connections, "requests_per_s")
@@ -80,9 +110,14 @@ def _ratio_of_p99(subject: str, connections: int) -> Callable[[Results], float |
 
 def _best_peer(subject: str, connections: int) -> Callable[[Results], float | None]:
     def measure(results: Results) -> float | None:
-        peers = [name for name, group in results.groups.items() if group == "peer"]
-        ratios = [_ratio(subject, peer, connections)(results) for peer in peers]
-        return min((ratio for ratio in ratios if ratio is not None), default=None)
+        """Return the ratio to the fastest; None where any has no figure, which may be the best.
+
+        The rate of a peer that had errors bounds nothing: refusals make it higher, and timeouts
+        lower, than what the peer can do.
+        """
+        ratios = [_ratio(subject, peer, connections)(results) for peer in _peers(results)]
+        known = [ratio for ratio in ratios if ratio is not None]
+        return min(known) if known and len(known) == len(ratios) else None
 
     return measure
 
@@ -113,7 +148,10 @@ def _stream_p50(subject: str) -> Callable[[Results], float | None]:
 
 def _single_p90(subject: str) -> Callable[[Results], float | None]:
     def measure(results: Results) -> float | None:
-        """Return that of the worst kind of body; None where one of its cells has none."""
+        """Return that of the worst kind of body; None where one of them, or of its cells, has none.
+
+        A kind that failed has no cells, and may be the worst.
+        """
         cells = [cell for cell in results.batches if cell.subject == subject]
         most = max((cell.rows for cell in cells), default=0)
         by_body: dict[str, list[float]] = {}
@@ -122,7 +160,9 @@ def _single_p90(subject: str) -> Callable[[Results], float | None]:
                 if cell.single_p90_ms is None:
                     return None
                 by_body.setdefault(cell.body, []).append(cell.single_p90_ms)
-        return max((median(figures) for figures in by_body.values()), default=None)
+        if set(by_body) != set(BODIES):
+            return None
+        return max(median(figures) for figures in by_body.values())
 
     return measure
 

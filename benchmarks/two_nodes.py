@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.arguments import parser_of
 from benchmarks.failures import BenchmarkError
-from benchmarks.load import Load, Request, check_wrk, drive, post
+from benchmarks.load import Load, Request, check_answered, check_wrk, drive, post
 from benchmarks.processes import RunningServer, started
 from benchmarks.progress import say
 from benchmarks.subjects import ROOT
@@ -107,7 +107,10 @@ def _load(name: str, server: RunningServer) -> list[Load]:
     server.settle()
     say(f"{name}: under load")
     rounds = [
-        [drive(url, request, connections=count, seconds=_SECONDS) for count in _CONNECTIONS]
+        [
+            check_answered(drive(url, request, connections=count, seconds=_SECONDS))
+            for count in _CONNECTIONS
+        ]
         for _ in range(_REPEATS)
     ]
     # The round with the median throughput, by the number of connections.

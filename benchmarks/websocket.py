@@ -1,6 +1,6 @@
 """A WebSocket client that costs next to nothing: one frame, encoded once, sent over and over.
 
-RFC 6455. What comes back is only counted; only the first answer is read.
+RFC 6455. What comes back is counted, and held to be no error; only the first answer is read.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ _FIN, _MASKED = 0x80, 0x80
 _TWO_BYTES, _EIGHT_BYTES = 126, 127
 _TIMEOUT_S = 30.0
 _RECEIVE = 1 << 16
+# How an error's frame begins: in JSON, and in msgpack as a map of two items or three.
+_ERRORS = (b'{"status"', b"\x82\xa6status", b"\x83\xa6status")
 
 
 def encode_frame(kind: int, payload: bytes) -> bytes:
@@ -128,7 +130,11 @@ class Connection:
         frames = read_frames(self._buffer)
         if not received or any(kind == _CLOSE for kind, _ in frames):
             raise BenchmarkError("the server closed the WebSocket")
-        return [payload for kind, payload in frames if kind in (TEXT, BINARY)]
+        payloads = [payload for kind, payload in frames if kind in (TEXT, BINARY)]
+        for payload in payloads:
+            if payload.startswith(_ERRORS):
+                raise BenchmarkError(f"the stream answered an error: {payload[:100]!r}")
+        return payloads
 
 
 @contextmanager

@@ -15,6 +15,7 @@ HELD = Run(
     loaded=Outcome(answered=[0.08] * OFTEN, refused=[0.001] * OFTEN, late_s=0.01),
     after=Outcome(answered=[0.003] * 50),
     memory_mb=(66.0, 71.0, 71.0, 72.0),
+    alone=110,
 )
 
 
@@ -38,11 +39,15 @@ def test_run_that_kept_to_its_bounds_holds() -> None:
             "expected some requests to be answered and some refused, got 100 and 0",
         ),
         (
-            Outcome(answered=[0.08], refused=[0.001], failed=[b"HTTP/1.1 500"]),
+            Outcome(answered=[0.08] * OFTEN, refused=[0.001], failed=[b"HTTP/1.1 500"]),
             "failed: expected 0, got 1",
         ),
+        (
+            Outcome(answered=[0.08], refused=[0.001] * 60_000),
+            "answered: expected 55 at least, half of the 110 that the policy can do, got 1",
+        ),
     ],
-    ids=["late answers", "late refusals", "none refused", "failed"],
+    ids=["late answers", "late refusals", "none refused", "failed", "collapsed"],
 )
 def test_load_beyond_a_bound_is_told(loaded: Outcome, told: str) -> None:
     assert judge(replace(HELD, loaded=loaded)) == [told]
@@ -52,6 +57,24 @@ def test_answers_may_be_as_late_as_their_clients() -> None:
     loaded = Outcome(answered=[0.13] * OFTEN, refused=[0.001] * OFTEN, late_s=0.03)
 
     assert judge(replace(HELD, loaded=loaded)) == []
+
+
+@pytest.mark.parametrize("part", ["before", "loaded", "after"])
+def test_clients_that_were_far_behind_their_pace_tell_nothing(part: str) -> None:
+    whole = replace(getattr(HELD, part), late_s=5.0)
+
+    assert judge(replace(HELD, **{part: whole})) == [
+        f"{part}: the run tells nothing: its clients were 5000 ms behind their pace, of which 50 "
+        "ms are allowed; the machine was busy"
+    ]
+
+
+def test_server_that_failed_before_the_load_is_told() -> None:
+    before = Outcome(answered=[0.003], failed=[b"HTTP/1.1 500"] * 49)
+
+    assert judge(replace(HELD, before=before)) == [
+        "before: expected each request to be answered, got 49 that were not"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -78,11 +101,11 @@ def test_memory_that_is_not_flat_is_told(memory_mb: tuple[float, ...], told: str
     [
         (
             Outcome(answered=[0.006] * 50),
-            "a second later: expected the median of before, 3.0 ms, got 6.0 ms",
+            "after: expected the median of before, 3.0 ms, got 6.0 ms",
         ),
         (
             Outcome(answered=[0.003] * 49, refused=[0.001]),
-            "a second later: expected each request to be answered, got 1 that were not",
+            "after: expected each request to be answered, got 1 that were not",
         ),
     ],
     ids=["slow", "refused"],

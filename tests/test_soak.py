@@ -20,11 +20,11 @@ from benchmarks.soak.__main__ import main
 from benchmarks.soak.expected import Case, Expected, is_same
 from benchmarks.soak.home import drawn_observation, flat
 from benchmarks.soak.picture import draw
-from benchmarks.soak.questions import ask_one
+from benchmarks.soak.questions import ask_one, draw_one
 from benchmarks.soak.raw import connected, encode_request
 from benchmarks.soak.record import Record
 from benchmarks.soak.samples import Figures, Sample, stored_bytes
-from benchmarks.soak.traffic import ScenarioCounts, Traffic, Trouble, Visitor
+from benchmarks.soak.traffic import Scenario, ScenarioCounts, Traffic, Trouble, Visitor
 from benchmarks.soak.verdict import find_growth, judge
 from tests.support.waiting import until, wait_until
 
@@ -102,6 +102,36 @@ def test_rays_own_threads_may_vary_by_two_in_a_hundred(threads: int, *, holds: b
     assert (broken(run(*samples)) == []) is holds
 
 
+def test_role_that_vanishes_does_not_hold() -> None:
+    figures = Figures(200.0, 20, 10, 1)
+    roles = {"web": figures, "replica": figures}
+    samples = [replace(sample(number), roles=roles) for number in range(1, 12)]
+
+    assert broken(run(*samples, sample(12))) == ["replica: there"]
+
+
+def test_role_that_grew_before_it_vanished_is_told_from_the_samples_that_have_it() -> None:
+    sizes = [80, 80, 80, 80, 80, 200, 300, 400, 500, 600, 700]
+    samples = [
+        replace(
+            sample(number),
+            roles={**sample(number).roles, "replica": Figures(size, 20, 10, 1)},
+        )
+        for number, size in enumerate(sizes, 1)
+    ]
+
+    assert broken(run(*samples, sample(12))) == ["replica: there", "replica: memory"]
+
+
+def test_process_that_another_replaced_does_not_hold() -> None:
+    first, second = ({"web": Figures(200.0, 20, 10, 1, pids=(pid,))} for pid in (4, 5))
+    samples = [
+        replace(sample(number), roles=first if number < 9 else second) for number in range(1, 13)
+    ]
+
+    assert broken(run(*samples)) == ["web: restarts"]
+
+
 def test_files_under_traffic_are_no_leak() -> None:
     samples = [sample(number, files=20 + number, is_quiet=number % 2 == 0) for number in range(14)]
 
@@ -176,10 +206,12 @@ def test_drawn_observation_keeps_to_its_fields() -> None:
 # What is counted
 
 
-async def visited(handle: Callable[[httpx.Request], httpx.Response]) -> Traffic:
+async def visited(
+    handle: Callable[[httpx.Request], httpx.Response], scenario: Scenario = ask_one
+) -> Traffic:
     """Let a client ask for an observation, of a server that is a function."""
     expected = Expected((CASE,), (), ())
-    traffic = Traffic(1, 1, expected, {"asking": (ask_one, 1.0)}, clients=1)
+    traffic = Traffic(1, 1, expected, {"asking": (scenario, 1.0)}, clients=1)
     transport = httpx.MockTransport(handle)
     async with httpx.AsyncClient(transport=transport, base_url="http://soak") as http:
         await traffic.visit("asking", http, random.Random(0))  # noqa: S311 -- a test's
@@ -205,6 +237,26 @@ async def test_wrong_answer_is_a_failed_visit_and_told() -> None:
 
     assert traffic.counts.failed["asking"] == 1
     assert "wrong answer: expected" in traffic.counts.troubles[0]
+
+
+@pytest.mark.parametrize("actions", [[7], [-1], [], 0], ids=["7", "-1", "none", "number"])
+async def test_draw_that_is_no_action_is_a_failed_visit(actions: object) -> None:
+    traffic = await visited(lambda request: answered(request, actions=actions), draw_one)
+
+    assert traffic.counts.by_scenario(["asking"]) == {"asking": ScenarioCounts(0, 0, 0, 1)}
+
+
+async def test_answer_that_is_no_object_is_a_failed_visit() -> None:
+    wrong = httpx.Response(200, json=[1], headers={"x-request-id": "1"})
+    traffic = await visited(lambda _request: wrong, draw_one)
+
+    assert traffic.counts.by_scenario(["asking"]) == {"asking": ScenarioCounts(0, 0, 0, 1)}
+
+
+async def test_wrong_answer_is_not_counted_as_answered() -> None:
+    traffic = await visited(lambda request: answered(request, actions=[0], components=[]))
+
+    assert traffic.counts.by_scenario(["asking"]) == {"asking": ScenarioCounts(0, 0, 0, 1)}
 
 
 @pytest.mark.parametrize(

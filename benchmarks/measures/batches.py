@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -172,16 +173,23 @@ def check_columns(body: bytes, rows: int, kind: str, probabilities: Sequence[flo
     Raises:
         BenchmarkError: if it is not the policy's.
     """
-    if kind == "npy":
-        answer = np.load(io.BytesIO(body), allow_pickle=False)
-        given = len(answer)
-        action, probability = int(answer[0, 0]), float(answer[0, -1])
-    else:
-        document = json.loads(body)
-        given = len(document["actions"])
-        action, probability = document["actions"][0][0], document["probability"][0]
-    if given != rows or abs(probability - probabilities[action]) > _TOLERANCE:
+    try:
+        given, action, probability = _read_columns(body, kind)
+        expected = dict(enumerate(probabilities)).get(action, math.inf)
+        is_right = given == rows and abs(probability - expected) <= _TOLERANCE
+    except (ValueError, LookupError, TypeError, EOFError) as error:
+        raise BenchmarkError(f"{_ROUTE}, {kind}: answered {body[:200]!r}") from error
+    if not is_right:
         raise BenchmarkError(
             f"{_ROUTE}, {kind}: {given} answers for {rows} rows, the first is action {action} with "
             f"probability {probability:.6g}"
         )
+
+
+def _read_columns(body: bytes, kind: str) -> tuple[int, int, float]:
+    """Return the number of rows, and the first one's action and probability."""
+    if kind == "npy":
+        answer = np.load(io.BytesIO(body), allow_pickle=False)
+        return len(answer), int(answer[0, 0]), float(answer[0, -1])
+    document = json.loads(body)
+    return len(document["actions"]), document["actions"][0][0], document["probability"][0]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.failures import BenchmarkError
-from benchmarks.load import drive
+from benchmarks.load import check_answered, drive
 from benchmarks.processes import RunningServer
 from benchmarks.progress import say
 from benchmarks.results import Results, Start
@@ -50,7 +50,8 @@ def measure_starts(
                 except BenchmarkError as error:
                     results.missing[f"start of {name}"] = str(error)
                     say(f"{name}: {error}")
-                    continue
+                    # The next start would be the first, and be taken for a later one.
+                    break
                 results.starts.append(replace(start, is_first=is_first, round=number))
                 say(
                     f"start    {name:<18} {'first' if is_first else 'again'}: {start.seconds:.1f} s"
@@ -72,12 +73,8 @@ def _memory_at_rest(server: RunningServer) -> tuple[int, int]:
 
 def _start(name: str, workplace: Workplace, environment: Mapping[str, str], home: Path) -> Start:
     with serving(SUBJECTS[name], replace(workplace, home=home), environment) as running:
-        drive(
-            running.url,
-            running.subject.request,
-            connections=_LOAD_CONNECTIONS,
-            seconds=_LOAD_S,
-        )
+        request = running.subject.request
+        check_answered(drive(running.url, request, connections=_LOAD_CONNECTIONS, seconds=_LOAD_S))
         size, processes = _memory_at_rest(running.server)
     return Start(
         subject=name,

@@ -78,7 +78,7 @@ async def half_close(visitor: Visitor) -> None:
 
 
 async def read_slowly(visitor: Visitor) -> None:
-    """Read large answers slowly, some of them to the end."""
+    """Read the start of large answers slowly, and leave, by FIN or by RST."""
     async with connected(visitor.port) as link:
         await link.send(_batch(visitor) * 3)
         for _ in range(20):

@@ -83,13 +83,19 @@ def _encoded(visitor: Visitor, case: Case, *, is_named: bool) -> tuple[bytes, Ma
 
 
 async def draw_one(visitor: Visitor) -> None:
-    """Ask for a draw; its probability has to be that of the policy's distribution."""
+    """Ask for a draw; of one action, its probability has to be that of the distribution.
+
+    Other draws are held by their status alone here, and by their seed in `ask_one`.
+    """
     case = visitor.case()
     outcome = await visitor.ask("POST", f"/policies/{case.policy}/predict_raw", case.raw)
     answer = outcome.json()
     [component] = wanted_of(case, "distribution", outcome)["components"]
     if component["kind"] == "categorical":
-        wanted = component["probabilities"][answer["actions"][0]]
+        [action] = answer["actions"]
+        if action not in range(len(component["probabilities"])):
+            raise Trouble(f"a draw: no such action: {action}")
+        wanted = component["probabilities"][action]
         visitor.compare(answer["probability"], [wanted], "a draw")
 
 

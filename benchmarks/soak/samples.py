@@ -30,12 +30,14 @@ class Figures:
         files: open file descriptors.
         threads: how many.
         processes: how many.
+        pids: their ids, ascending; none in records of before.
     """
 
     memory_mb: float
     files: int
     threads: int
     processes: int
+    pids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,4 +179,5 @@ def _figures(processes: list[ProcessFigures]) -> Figures:
         sum(each.files for each in processes),
         sum(each.threads for each in processes),
         len(processes),
+        tuple(sorted(each.pid for each in processes)),
     )

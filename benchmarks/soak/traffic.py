@@ -25,6 +25,8 @@ _SHOWN = 3
 # What ends a connection answers no request, and so has no id of one.
 _OF_CONNECTIONS = (400, 408, 431)
 _LONGEST_PAUSE_S = 0.02
+# The last four: of an answer that has another form than the right one.
+_TROUBLES = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 
 
 class Trouble(Exception):  # noqa: N818 -- it is no error of this program
@@ -107,7 +109,7 @@ class Outcome:
     body: bytes
 
     def json(self) -> Any:  # noqa: ANN401 -- JSON
-        """Return what the body holds."""
+        """Return the document that the body is."""
         return orjson.loads(self.body)
 
 
@@ -123,6 +125,7 @@ class Visitor:
         chance: what is drawn from.
         counts: of all clients.
         http: connections that are kept open, and have the key.
+        held: the count of the last answer, until its content was compared too.
     """
 
     name: str
@@ -132,6 +135,7 @@ class Visitor:
     chance: random.Random
     counts: Counts
     http: httpx.AsyncClient
+    held: list[Counter[str]] = field(default_factory=list)
 
     async def ask(
         self,
@@ -154,6 +158,7 @@ class Visitor:
         Raises:
             Trouble: if the answer has another status.
         """
+        self.confirm()
         content = body if isinstance(body, bytes | None) else orjson.dumps(body)
         answer = await self.http.request(method, path, content=content, headers=headers)
         outcome = Outcome(answer.status_code, answer.headers, answer.content)
@@ -161,7 +166,7 @@ class Visitor:
         return outcome
 
     def hold(self, outcome: Outcome, status: int, told: str) -> None:
-        """Hold the status of an answer, and count it.
+        """Hold the status of an answer, and count it once the visit goes on or ends.
 
         Args:
             outcome: the answer.
@@ -171,12 +176,18 @@ class Visitor:
         Raises:
             Trouble: if it has another one.
         """
+        self.confirm()
         if outcome.status != status:
             said = outcome.body[:200].decode(errors="replace")
             raise Trouble(f"{told}: expected {status}, got {outcome.status}: {said}")
         if "x-request-id" not in outcome.headers and status not in _OF_CONNECTIONS:
             raise Trouble(f"{told}: has no x-request-id")
-        (self.counts.answered if status < 400 else self.counts.refused)[self.name] += 1
+        self.held.append(self.counts.answered if status < 400 else self.counts.refused)
+
+    def confirm(self) -> None:
+        """Count the answer that was held last: nothing was wrong with its content."""
+        while self.held:
+            self.held.pop()[self.name] += 1
 
     def leave(self) -> None:
         """Count a request whose answer nobody waits for."""
@@ -277,16 +288,13 @@ class Traffic:
             http: the client's connections.
             chance: what it draws from.
         """
-        visitor = Visitor(
-            name, self.port, self.metrics_port, self.expected, chance, self.counts, http
-        )
+        ports = self.port, self.metrics_port
+        visitor = Visitor(name, *ports, self.expected, chance, self.counts, http)
         try:
             async with asyncio.timeout(_TIMEOUT_S):
                 await self.scenarios[name][0](visitor)
+            visitor.confirm()
         except Trouble as error:
             self.counts.fail(name, str(error))
-        except (
-            *(OSError, EOFError, ValueError, KeyError),
-            *(httpx.HTTPError, WebSocketException),
-        ) as error:
+        except (*_TROUBLES, httpx.HTTPError, WebSocketException) as error:
             self.counts.fail(name, f"{type(error).__name__}: {error}"[:300])

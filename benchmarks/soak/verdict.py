@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from statistics import median
 
 from benchmarks.failures import BenchmarkError
@@ -126,7 +126,13 @@ def _judge_role(role: str, samples: Sequence[Sample]) -> list[Finding]:
     def memory(sample: Sample) -> float:
         return sample.roles[role].memory_mb
 
-    handles = [sample.handles.get(role, (0, 0, 0)) for sample in samples]
+    known = [sample for sample in samples if role in sample.roles]
+    findings = []
+    if len(known) < len(samples):
+        lacking = f"not in {len(samples) - len(known)} of {len(samples)} samples"
+        findings.append(Finding(f"{role}: there", lacking, "in each sample", holds=False))
+    findings += _judge_restarts(role, known)
+    handles = [sample.handles[role] for sample in known]
     told = "; then ".join(
         "{} files, {} threads, {} processes".format(*each) for each in dict.fromkeys(handles)
     )
@@ -136,10 +142,26 @@ def _judge_role(role: str, samples: Sequence[Sample]) -> list[Finding]:
         bound = f"{_RAYS_SHARE:.0%} above the first sample"
     else:
         holds, bound = len({*handles}) == 1, "the same in each sample"
-    finding = Finding(f"{role}: handles", told, bound, holds)
-    if any(role not in sample.roles for sample in samples):
-        return [finding]
-    return [_judge_memory(f"{role}: memory", samples, memory), finding]
+    if len(known) > 1:
+        findings.append(_judge_memory(f"{role}: memory", known, memory))
+    return [*findings, Finding(f"{role}: handles", told, bound, holds)]
+
+
+def _judge_restarts(role: str, samples: Sequence[Sample]) -> Iterator[Finding]:
+    """Tell of processes that others replaced: what those had leaked is gone with them."""
+    pids = [sample.roles[role].pids for sample in samples]
+    # Records of before have none. Ray's own processes come and go as it likes.
+    if role == "Ray" or not all(pids):
+        return
+    changes = sum(before != after for before, after in pairwise(pids))
+    # A version that is deployed begins replicas, and ends those of the one before.
+    is_judged = role not in _RAYS
+    yield Finding(
+        f"{role}: restarts",
+        f"other processes than before in {changes} samples",
+        "0" if is_judged else "none, since versions begin and end them",
+        not changes or not is_judged,
+    )
 
 
 def _judge_memory(
