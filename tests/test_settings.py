@@ -44,9 +44,7 @@ def test_environment_wins_over_dotenv(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.backend == "local"
 
 
-def test_empty_variable_wins_over_the_file(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_empty_variable_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         "POLICY_SERVER_MODEL_URI=s3://bucket/other.zip\nPOLICY_SERVER_NUM_REPLICAS=3\n"
         "POLICY_SERVER_LOG_FORMAT=json\n"
