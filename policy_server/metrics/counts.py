@@ -15,7 +15,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-__all__ = ["Counts", "Labels"]
+__all__ = ["ALIKE_COUNTERS", "Counts", "Labels"]
 
 Labels = tuple[str, ...]
 
@@ -169,6 +169,11 @@ _OF_VERSIONS = [
     for family in _FAMILIES.values()
     if family.labels[:1] == ("version",) and family.kind != "gauge"
 ]
+
+ALIKE_COUNTERS = tuple(
+    family.name for family in _FAMILIES.values() if family.is_alike and family.kind == "counter"
+)
+"""The counters of which the page shows the largest of all web processes."""
 
 
 @dataclass
