@@ -376,7 +376,12 @@ class _Foreign(logging.Filter):
         """Return whether a record is logged; it may get the field `repeated`."""
         if record.name.partition(".")[0] in _OWN:
             return True
-        message = _COLOURS.sub("", record.getMessage())
+        try:
+            message = _COLOURS.sub("", record.getMessage())
+        except Exception:
+            # Arguments that don't fit their text. `emit` meets the same error and reports it; here
+            # it would be raised in the library that logs.
+            return True
         record.msg, record.args = message, None
         line = (record.name, record.levelno, _WORD.sub(_constant, message[:_MOST_COMPARED]))
         with self._lock:

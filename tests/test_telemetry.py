@@ -22,6 +22,7 @@ from policy_server.settings import LogFormat
 from policy_server.telemetry import (
     NUMBER_PLACE,
     TEXT_PLACE,
+    HoldingHandler,
     adopt_loggers,
     configure_logging,
     flush_log,
@@ -275,6 +276,20 @@ def test_logs_of_other_libraries_are_json_without_colours(
 
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["event"] == "(raylet) a worker\ndied: 7"
+
+
+def test_malformed_log_call_of_a_library_is_reported_and_does_not_raise_in_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(level="INFO", log_format="json")
+
+    # pytest's own handler raises what a record can't be formatted for.
+    [handler] = [item for item in logging.getLogger().handlers if isinstance(item, HoldingHandler)]
+    handler.handle(logging.makeLogRecord({"name": "somelib", "msg": "%d items", "args": ("x",)}))
+
+    printed = capsys.readouterr().err
+    assert "--- Logging error ---" in printed
+    assert "TypeError: %d format" in printed
 
 
 def test_line_that_others_repeat_is_logged_once_in_a_while(

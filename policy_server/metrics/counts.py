@@ -15,7 +15,7 @@ from prometheus_client.core import (
     Metric,
 )
 
-__all__ = ["Counts", "Labels"]
+__all__ = ["ALIKE_COUNTERS", "FAMILIES", "Counts", "Labels"]
 
 Labels = tuple[str, ...]
 
@@ -53,7 +53,7 @@ class _Family:
     is_alike: bool = False
 
 
-_FAMILIES = {
+FAMILIES = {
     family.name: family
     for family in (
         _Family(
@@ -166,9 +166,14 @@ _FAMILIES = {
 # Those of single versions: of `model_info` there is one a policy.
 _OF_VERSIONS = [
     family.name
-    for family in _FAMILIES.values()
+    for family in FAMILIES.values()
     if family.labels[:1] == ("version",) and family.kind != "gauge"
 ]
+
+ALIKE_COUNTERS = tuple(
+    family.name for family in FAMILIES.values() if family.is_alike and family.kind == "counter"
+)
+"""The counters of which the page shows the largest of all web processes."""
 
 
 @dataclass
@@ -206,7 +211,7 @@ class Counts:
 
     def observe(self, name: str, labels: Labels, *values: float) -> None:
         """Add values to a histogram; `name` and `labels` as in `count`."""
-        bounds = _FAMILIES[name].bounds
+        bounds = FAMILIES[name].bounds
         series = self.histograms.setdefault(name, {})
         histogram = series.get(labels)
         if histogram is None:
@@ -237,7 +242,7 @@ class Counts:
         """Add another process's counts."""
         for name, numbers in other.numbers.items():
             for labels, value in numbers.items():
-                if _FAMILIES[name].is_alike:
+                if FAMILIES[name].is_alike:
                     series = self.numbers.setdefault(name, {})
                     series[labels] = max(value, series.get(labels, value))
                 else:
@@ -258,7 +263,7 @@ class Counts:
         copy.numbers = {
             name: series
             for name, series in copy.numbers.items()
-            if _FAMILIES[name].kind == "counter"
+            if FAMILIES[name].kind == "counter"
         }
         return copy
 
@@ -294,7 +299,7 @@ class Counts:
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric that exists, those without a value too, as Prometheus' client does."""
-        for family in _FAMILIES.values():
+        for family in FAMILIES.values():
             if family.kind == "histogram":
                 yield self._histogram(family)
             else:
@@ -317,7 +322,7 @@ class Counts:
 
 def _known(name: str, labels: list[str], buckets: int) -> Labels:
     """Return the labels of a series; refuse labels that its metric does not have."""
-    family = _FAMILIES[name]
+    family = FAMILIES[name]
     expected = len(family.bounds) + 1 if family.kind == "histogram" else 0
     if len(labels) != len(family.labels) or buckets != expected:
         raise ValueError(f"{name}: {len(labels)} labels and {buckets} buckets")

@@ -3,7 +3,9 @@
 Each worker writes its counts to a file of its own, and whichever holds the port adds the files up.
 A worker's counts outlive it: Prometheus takes a counter that goes down for a restart. So
 its counters are kept in the file of the departed, once; its gauges go with it, since the queue and
-the web sockets of a process that has ended are gone.
+the web sockets of a process that has ended are gone. Of counters that all workers have in common
+the largest is shown: there a new worker goes on from the count of those before it, or the figure of
+the departed would hide its first ones.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from policy_server.files.atomic import UNFINISHED, write_whole
 from policy_server.files.locks import FileLock
 from policy_server.files.shared_folders import beginning_of
-from policy_server.metrics.counts import Counts
+from policy_server.metrics.counts import ALIKE_COUNTERS, Counts, Labels
 
 __all__ = ["SharedCounts"]
 
@@ -46,17 +48,20 @@ class SharedCounts:
         self._folder = folder
         self._own = folder / f"metrics-{os.getpid()}-{beginning_of(os.getpid())}.json"
         self._reported: set[str] = set()
+        self._before: dict[tuple[str, Labels], float] | None = None
 
     def write(self, counts: Counts) -> None:
         """Replace this worker's file.
 
         Args:
-            counts: all that this worker has counted.
+            counts: all that this worker has counted; what came before it is added to the counters
+                that all workers have in common.
 
         Raises:
             OSError: if it can't be written.
         """
         with self._lock():
+            self._go_on(counts)
             write_whole(self._own, json.dumps(counts.to_document()))
 
     def read_others(self) -> Counts:
@@ -88,12 +93,13 @@ class SharedCounts:
         """Save this worker's counters for the others; remove all files if it is the last.
 
         Args:
-            counts: all that this worker has counted.
+            counts: all that this worker has counted; see `write`.
 
         Raises:
             OSError: if the folder can't be used.
         """
         with self._lock():
+            self._go_on(counts)
             others = [path for path in self._folder.glob(_WORKERS) if path != self._own]
             if any(_is_alive(path) for path in others):
                 departed = self._read_departed()
@@ -103,6 +109,24 @@ class SharedCounts:
                 unfinished = self._folder.glob(UNFINISHED)
                 for path in (*others, *unfinished, self._own, self._folder / _DEPARTED):
                     path.unlink(missing_ok=True)
+
+    def _go_on(self, counts: Counts) -> None:
+        """Add to the common counters what the others had counted before this worker's first."""
+        if self._before is None:
+            before = self._read_departed().counts
+            for path in self._folder.glob(_WORKERS):
+                if path != self._own and (other := self._read_worker(path)) is not None:
+                    before.add(other)
+            # A loss that this worker has seen already is one of theirs.
+            self._before = {
+                (name, labels): max(value - counts.numbers.get(name, {}).get(labels, 0.0), 0.0)
+                for name in ALIKE_COUNTERS
+                for labels, value in before.numbers.get(name, {}).items()
+            }
+        for name in ALIKE_COUNTERS:
+            series = counts.numbers.get(name, {})
+            for labels in series:
+                series[labels] += self._before.get((name, labels), 0.0)
 
     def _keep(self, departed: _Departed) -> None:
         """Write the file of the departed workers, then remove their own files.

@@ -6,10 +6,11 @@ of it, beside those of other requests. All of them are answered, or the step is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from policy_server.errors import PolicyServerError, SessionConflictError
+from policy_server.errors import BodyTooLargeError, PolicyServerError, SessionConflictError
 from policy_server.policy import LARGEST_SEED
 from policy_server.serving.memory import EpisodeMemory
 from policy_server.serving.previous_step import StatedStep
@@ -21,7 +22,7 @@ from policy_server.serving.team_record import AgentRecord, TeamRecord
 from policy_server.serving.version import PolicyVersion
 from policy_server.settings import ENV_PREFIX
 
-__all__ = ["AgentQuestion", "AskedTeam", "TeamMemory"]
+__all__ = ["AgentQuestion", "AskedTeam", "TeamMemory", "refuse_crowds"]
 
 
 @dataclass(eq=False, slots=True)
@@ -237,3 +238,23 @@ class _AgentWaiting(Waiting):
     def take_error(self, error: PolicyServerError) -> None:
         self.error = error
         self._asked.go_on()
+
+
+def refuse_crowds(questions: Sequence[AgentQuestion], *, most: int) -> None:
+    """Refuse a step that the queue of a policy never has room for: trying again is no help.
+
+    Args:
+        questions: those of the step.
+        most: how many observations the queue of a policy holds.
+
+    Raises:
+        BodyTooLargeError: if one policy has more agents.
+    """
+    if len(questions) <= most:
+        return
+    for policy, agents in Counter(item.slot.name for item in questions).items():
+        if agents > most:
+            raise BodyTooLargeError(
+                f"the team has {agents} agents of the policy {policy}; its queue holds at most "
+                f"{most} ({ENV_PREFIX}MAX_QUEUE_SIZE)"
+            )

@@ -103,7 +103,7 @@ def create_app(
     team = team_sessions = None
     if registry.agents is not None:
         agents = Team(registry, registry.agents)
-        team = TeamAnswering(agents, policies, max_agents=settings.max_agents)
+        team = TeamAnswering(agents, policies, settings)
         team_sessions = TeamSessionAnswering(team, TeamSessions(agents, counted.of(TEAM)))
     sdks = SdkStore(settings.sdks_path)
 

@@ -18,8 +18,8 @@ from policy_server.errors import (
 from policy_server.observations import parse_agents
 from policy_server.serving import NOTHING_STATED, Answer
 from policy_server.serving.team import Team, TeamVersions, agent_seed, naming_agent
-from policy_server.serving.team_steps import AgentQuestion, AskedTeam, TeamMemory
-from policy_server.settings import ENV_PREFIX
+from policy_server.serving.team_steps import AgentQuestion, AskedTeam, TeamMemory, refuse_crowds
+from policy_server.settings import ENV_PREFIX, Settings
 from policy_server.web.answering import PolicyAnswering, render_answer
 from policy_server.web.frames import split_values
 from policy_server.web.media_types import is_npy
@@ -60,18 +60,19 @@ class TeamAnswering:
     """The answers of a team's policies."""
 
     def __init__(
-        self, team: Team, policies: Mapping[str, PolicyAnswering], *, max_agents: int
+        self, team: Team, policies: Mapping[str, PolicyAnswering], settings: Settings
     ) -> None:
         """Own nothing: each answer is a version's of a policy.
 
         Args:
             team: the policies of the agents.
             policies: answer observations, by the policies' names.
-            max_agents: the most agents in a step, and with a memory in an episode.
+            settings: the most agents in a step, and observations in the queue of a policy.
         """
         self.team = team
         self._policies = policies
-        self._max_agents = max_agents
+        self._max_agents = settings.max_agents
+        self._max_queue_size = settings.max_queue_size
 
     async def answer(
         self, body: bytes, asked: StepRequest, *, charge: Charge = charge_nobody
@@ -123,7 +124,8 @@ class TeamAnswering:
             memory: the memories of the episode, which the step advances; None for the zero states.
 
         Raises:
-            BodyTooLargeError: if there are too many agents.
+            BodyTooLargeError: if there are too many agents, or more of one policy than its queue
+                holds when it is empty.
             ObservationError: naming the agents that are none of the team's, or whose observation is
                 not what schema.yaml describes.
             PolicyServerError: if the policy of an agent can't answer.
@@ -145,6 +147,7 @@ class TeamAnswering:
                     break
         if problems:
             raise ObservationError(problems[:_MOST_PROBLEMS])
+        refuse_crowds(questions, most=self._max_queue_size)
         for item in questions:
             item.question.deadline = asked.deadline
         return TeamStep(questions, memory, most=self._max_agents, request_id=asked.request_id)

@@ -297,16 +297,16 @@ def test_services_meet_the_pods_and_the_monitor_meets_one_service() -> None:
     }
 
 
-def test_monitors_give_the_job_that_dashboard_and_alerts_know() -> None:
+def test_only_servers_have_the_job_that_dashboard_and_alerts_know() -> None:
     monitor = render(VALUES["everything"])["ServiceMonitor/mouse-policy-server"]["spec"]
     pods = yaml.safe_load((ROOT / "deploy/kuberay/podmonitor.yaml").read_text())["spec"]
 
     credentials = monitor["endpoints"][0]["authorization"]["credentials"]
     assert credentials == {"name": "scraper", "key": "metrics-key"}
-    endpoints = [*monitor["endpoints"], *pods["podMetricsEndpoints"]]
-    assert len(endpoints) >= 2
-    for endpoint in endpoints:
-        assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "policy_server"}]
+    [server], [ray] = monitor["endpoints"], pods["podMetricsEndpoints"]
+    assert server["relabelings"] == [{"targetLabel": "job", "replacement": "policy_server"}]
+    # Ray's pods are no servers: the panel Servers would count them, and PolicyServerDown fire.
+    assert ray["relabelings"] == [{"targetLabel": "job", "replacement": "policy_server_ray"}]
 
 
 @pytest.mark.parametrize(

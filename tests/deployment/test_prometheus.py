@@ -12,6 +12,7 @@ import httpx
 import pytest
 import yaml
 
+from policy_server.metrics.counts import FAMILIES
 from policy_server.settings import Settings
 from tests.support import asking
 from tests.support.folders import ROOT
@@ -203,6 +204,56 @@ def test_server_writes_every_metric_that_dashboard_and_alerts_read(server: Serve
     used = names_in_use(OURS)
     assert used
     assert used <= written, f"nothing writes {sorted(used - written)}"
+
+
+SELECTED = re.compile(r"(policy_server_\w+)\{([^}]*)\}")
+GROUPED = re.compile(r"\b(?:by|on|ignoring) \(([^)]*)\)")
+
+
+def labels_of_metrics() -> dict[str, set[str]]:
+    """Return the labels of each name that a page of metrics may have."""
+    found = {}
+    for metric in FAMILIES.values():
+        name, labels = f"policy_server_{metric.name}", set(metric.labels)
+        if metric.kind == "histogram":
+            found |= {f"{name}_bucket": labels | {"le"}, f"{name}_sum": labels}
+            found |= {f"{name}_count": labels}
+        else:
+            found[name + ("_total" if metric.kind == "counter" else "")] = labels
+    return {name: labels | {"instance", "job"} for name, labels in found.items()}
+
+
+def unknown_labels(expression: str) -> set[tuple[str, str]]:
+    """Return the labels of an expression that its metrics don't have, with the metrics."""
+    known = labels_of_metrics()
+    unknown = set()
+    for name, matchers in SELECTED.findall(expression):
+        used = re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"', matchers)
+        unknown |= {(name, label) for label in used if label not in known[name]}
+    names = OURS.findall(expression)
+    for group in GROUPED.findall(expression):
+        for label in filter(None, (part.strip() for part in group.split(","))):
+            unknown |= {(name, label) for name in names if label not in known[name]}
+    return unknown
+
+
+@pytest.mark.parametrize(
+    ("title", "expression"), [*panel_expressions(), *alert_expressions()], ids=lambda item: item
+)
+def test_expressions_use_labels_that_their_metrics_have(title: str, expression: str) -> None:
+    assert OURS.search(expression) or expression.startswith(("sum(up", "up{")), title
+    assert unknown_labels(expression) == set(), title
+
+
+@pytest.mark.parametrize(
+    ("expression", "unknown"),
+    [
+        ('sum(rate(policy_server_requests_total{code="200"}[5m]))', "code"),
+        ("sum by (stage) (policy_server_queue_depth)", "stage"),
+    ],
+)
+def test_label_that_a_metric_does_not_have_is_found(expression: str, unknown: str) -> None:
+    assert {label for _, label in unknown_labels(expression)} == {unknown}
 
 
 @pytest.mark.service

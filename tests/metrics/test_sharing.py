@@ -86,6 +86,35 @@ def test_counters_of_several_that_were_killed_add_up(tmp_path: Path) -> None:
     assert ours.read_others().numbers["requests"] == {("/predict", "200", "walker"): 9}
 
 
+def lost_replicas(number: float) -> Counts:
+    return Counts(numbers={"replica_restarts": {("walker",): number}})
+
+
+def test_common_counter_goes_on_where_the_workers_before_left_it(tmp_path: Path) -> None:
+    departed = {"counts": lost_replicas(5).to_document(), "names": []}
+    (tmp_path / "departed.json").write_text(json.dumps(departed))
+    ours = SharedCounts(tmp_path)
+
+    shown = []
+    for lost in (0.0, 1.0, 2.0):
+        counts = lost_replicas(lost)
+        ours.write(counts)
+        counts.add(ours.read_others())
+        shown.append(counts.numbers["replica_restarts"]["walker",])
+
+    assert shown == [5, 6, 7]
+
+
+def test_loss_that_a_worker_has_seen_itself_is_not_counted_twice(tmp_path: Path) -> None:
+    departed = {"counts": lost_replicas(1).to_document(), "names": []}
+    (tmp_path / "departed.json").write_text(json.dumps(departed))
+    counts = lost_replicas(1)
+
+    SharedCounts(tmp_path).write(counts)
+
+    assert counts == lost_replicas(1)
+
+
 def test_interrupted_keeping_counts_nobody_twice(tmp_path: Path) -> None:
     ours = SharedCounts(tmp_path)
     with other_worker(tmp_path):

@@ -109,17 +109,43 @@ async def test_step_of_a_team_is_made_without_its_client() -> None:
 
 
 @pytest.mark.parametrize("is_session", [False, True], ids=["step", "session"])
-async def test_agent_that_fails_fails_the_team(*, is_session: bool) -> None:
+async def test_team_that_no_queue_holds_is_413(*, is_session: bool) -> None:
     app, _, _ = build_team(max_queue_size=3)
     async with running(app):
         server = Server(app, is_hot=True)
         session = b"/sessions/%b" % await begin(server) if is_session else b""
-        bodies = [orjson.dumps({f"hunter_{i}": HUNTER for i in range(size)}) for size in (5, 3)]
+        bodies = [orjson.dumps({f"hunter_{i}": HUNTER for i in range(size)}) for size in (4, 3)]
         sent = await server.exchange(
             [b"".join(team_request(b"%b/predict" % session, body) for body in bodies)]
         )
 
     answers = answers_in(sent.written)
+    assert [answer.status for answer in answers] == [413, 200]
+    assert b"4 agents of the policy hunter" in answers[0].body
+    assert not server.state.tasks
+
+
+@pytest.mark.parametrize("is_session", [False, True], ids=["step", "session"])
+async def test_agent_that_fails_fails_the_team(*, is_session: bool) -> None:
+    backends = {name: gated(backend) for name, backend in usual_backends().items()}
+    app, _, _ = build_team(backends, max_queue_size=3)
+    async with running(app):
+        server = Server(app, is_hot=True)
+        session = b"/sessions/%b" % await begin(server) if is_session else b""
+        body = orjson.dumps({f"hunter_{i}": HUNTER for i in range(3)})
+        team = team_request(b"%b/predict" % session, body)
+        gate = hold(backends["hunter"])
+        protocol, before = server.connect()
+        protocol.data_received(team_request(b"/predict", orjson.dumps({"hunter_9": HUNTER})))
+        await turns()
+        protocol, refused = server.connect()
+        protocol.data_received(team)
+        await until(lambda: refused.written)
+        gate.set()
+        await until(lambda: before.written)
+        answered = await server.exchange([team])
+
+    answers = [answer for sent in (refused, answered) for answer in answers_in(sent.written)]
     assert [answer.status for answer in answers] == [503, 200]
-    assert b"agent 'hunter_3'" in answers[0].body
+    assert b"agent 'hunter_2'" in answers[0].body
     assert not server.state.tasks

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.fakes import gated, hold
 from tests.support.pages import rendered
 from tests.support.teams import ServedTeam, own_seed, served_team, usual_backends
 from tests.support.waiting import until
@@ -194,21 +195,40 @@ async def test_agents_beyond_the_limit_are_413() -> None:
     assert_error(answer, 413, "the team has 4 agents; at most 3", "POLICY_SERVER_MAX_AGENTS")
 
 
-async def test_team_that_finds_no_room_in_a_queue_takes_none() -> None:
-    # Of two hunters the first would find room.
+async def test_team_that_is_larger_than_a_queue_is_413() -> None:
     async with served_team(max_queue_size=1) as team:
+        answer = await team.client.post("/predict/agents", json=TEAM)
+        others = {name: TEAM[name] for name in ("hunter_1", "prey", "drone_x")}
+        one_of_each = await team.client.post("/predict/agents", json=others)
+
+    assert_error(
+        answer, 413, "2 agents of the policy hunter; its queue", "POLICY_SERVER_MAX_QUEUE_SIZE"
+    )
+    assert one_of_each.status_code == 200
+
+
+async def test_team_that_finds_no_room_in_a_queue_takes_none() -> None:
+    backends = {name: gated(backend) for name, backend in usual_backends().items()}
+    # Of two hunters the first would find room beside the one that waits.
+    async with served_team(backends, max_queue_size=2) as team:
         for backend in team.backends.values():
             del backend.batches[:]
+        gate = hold(backends["hunter"])
+        hunter = {"hunter_1": TEAM["hunter_1"]}
+        before = asyncio.create_task(team.client.post("/predict/agents", json=hunter))
+        await until(lambda: team.slots["hunter"].current().scheduler.waiting)
         answer = await team.client.post("/predict/agents", json=TEAM)
         schedulers = [slot.current().scheduler for slot in team.slots.values()]
+        gate.set()
+        await before
         await until(lambda: not any(scheduler.waiting for scheduler in schedulers))
         alone = await team.client.post("/predict/agents", json={"prey": TEAM["prey"]})
 
-    assert_error(answer, 503, "agent 'hunter_2': 1 observations are waiting already")
+    assert_error(answer, 503, "agent 'hunter_2': 2 observations are waiting already")
     assert answer.headers["retry-after"] == "1"
     assert alone.status_code == 200
     assert {name: backend.batches for name, backend in team.backends.items()} == {
-        "hunter": [],
+        "hunter": [1],
         "prey": [1],
         "drone": [],
     }
