@@ -212,7 +212,7 @@ GROUPED = re.compile(r"\b(?:by|on|ignoring) \(([^)]*)\)")
 
 def labels_of_metrics() -> dict[str, set[str]]:
     """Return the labels of each name that a page of metrics may have."""
-    found = {}
+    found: dict[str, set[str]] = {}
     for metric in FAMILIES.values():
         name, labels = f"policy_server_{metric.name}", set(metric.labels)
         if metric.kind == "histogram":
