@@ -189,8 +189,8 @@ async def test_team_whose_deadline_passes_makes_no_step() -> None:
         session = (await client.post("/sessions/agents")).json()["session_id"]
         path = f"/sessions/{session}/predict_deterministic/agents"
         async with stuck(backends["prey"]):
-            alone = await client.post("/predict/agents", json=observed, headers={TIMEOUT: "10"})
-            late = await client.post(path, json=observed, headers={TIMEOUT: "10"})
+            alone = await client.post("/predict/agents", json=observed, headers={TIMEOUT: "300"})
+            late = await client.post(path, json=observed, headers={TIMEOUT: "300"})
         shown = await client.get(f"/sessions/{session}/agents")
         done = await client.post(path, json=observed, headers={TIMEOUT: "60000"})
 
