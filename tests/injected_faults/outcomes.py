@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tests.injected_faults.layer import Fault
+from tests.injected_faults.layer import Fault, Kind
 
 __all__ = ["COLUMNS", "CONNECTION_ENDED", "PROCESS_ENDED", "Outcome", "line_of"]
 
@@ -37,7 +37,13 @@ class Outcome:
     @property
     def is_bad(self) -> bool:
         """Return whether this must not happen."""
-        return self.kind in _BAD
+        is_for_memory = bool(self.fault.kinds & Kind.ALLOCATE)
+        return self.kind in _BAD or (self.kind in _ENDS and not is_for_memory)
+
+    @property
+    def is_reached(self) -> bool:
+        """Return whether the operation came at all."""
+        return self.kind in _KINDS
 
 
 def line_of(name: str, fails: str, outcomes: Iterable[Outcome]) -> str:
@@ -48,7 +54,7 @@ def line_of(name: str, fails: str, outcomes: Iterable[Outcome]) -> str:
         fails: the faults in words.
         outcomes: theirs; those whose operation did not come are not counted.
     """
-    reached = [item for item in outcomes if item.kind in _KINDS]
+    reached = [item for item in outcomes if item.is_reached]
     kinds = Counter(item.kind for item in reached)
     left = sum(bool(item.left_behind) for item in reached)
     cells = (name, fails, len(reached), *(kinds[kind] for kind in _KINDS), left)
