@@ -24,16 +24,22 @@ from policy_server.web import create_app as create_web_app
 __all__ = ["SharedBackends", "create_app"]
 
 _METRICS_PORT = "metrics_port"
+# Settings of backends that each application's policies may have their own of.
+_OF_POLICIES = ("num_replicas", "max_replicas", "replica_cpus")
 
 
 class SharedBackends:
     """Backends that several applications of one process use, such as one Ray for two policies.
 
-    They are opened when the first of the applications starts, and end with the last:
+    They are opened when the first of the applications starts, and end with the last. What they say
+    of replicas holds for each policy whose application says nothing else:
 
         ray = SharedBackends(backend="ray", num_replicas=2)
         door = create_app("policies/door", backends=ray)
-        lift = create_app("policies/lift", backends=ray)
+        lift = create_app("policies/lift", backends=ray, num_replicas=1)
+
+    Attributes:
+        of_policies: the settings of replicas that were given, by their names.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class SharedBackends:
             SettingsError: if a setting can't be used.
         """
         self._settings = read_settings(**settings)
+        self.of_policies = {name: settings[name] for name in _OF_POLICIES if name in settings}
         self._stack = AsyncExitStack()
         self._backends: Backends | None = None
         self._users = 0
@@ -111,7 +118,8 @@ def create_app(
             the model's file lacks is raised when the lifespan starts.
     """
     given = settings if home is None else {**settings, "home": Path(home)}
-    known = read_settings(**{"backend": "local", **given})
+    shared = {} if backends is None else backends.of_policies
+    known = read_settings(**{"backend": "local", **shared, **given})
     bring_files(known, check=partial(check_servable, settings=known))
     file = read_schema_file(known.schema_path)
     opening = None if backends is None else backends.opened

@@ -90,8 +90,8 @@ async def open_ray_cluster(settings: Settings) -> AsyncIterator[RayCluster]:
     """
     if ray.is_initialized():
         raise SettingsError(
-            "ray: this process is connected to a Ray already, and can have one at a time; serve "
-            "both policies by one RayCluster, or this one by backend='local'"
+            "ray: this process is connected to a Ray already, and can have one at a time; give "
+            "both applications one policy_server.SharedBackends, or this one by backend='local'"
         )
     with (
         without_proxies(),

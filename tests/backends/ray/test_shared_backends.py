@@ -37,8 +37,9 @@ async def is_answered(app: Application, width: int) -> bool:
 
 
 async def test_applications_share_one_ray_until_the_last_has_ended(homes: dict[str, Path]) -> None:
-    ray = SharedBackends(backend="ray", dashboard_port=0)
-    first, second = (create_app(homes[name], backends=ray) for name in OBSERVATIONS)
+    ray = SharedBackends(backend="ray", dashboard_port=0, num_replicas=2, replica_cpus=0.25)
+    first = create_app(homes["ppo_discrete"], backends=ray, num_replicas=1)
+    second = create_app(homes["ppo_box"], backends=ray)
     narrow, wide = OBSERVATIONS["ppo_discrete"], OBSERVATIONS["ppo_box"]
 
     async with second.lifespan():
@@ -48,5 +49,6 @@ async def test_applications_share_one_ray_until_the_last_has_ended(homes: dict[s
         still = await is_answered(second, wide)
 
     assert answered == [True, True]
-    assert (rays, len(replicas), still) == (1, 2, True)
+    # Of the two replicas that both are given, the first application wants one.
+    assert (rays, len(replicas), still) == (1, 3, True)
     assert processes_of("gcs_server") == []
