@@ -287,10 +287,8 @@ class RayCluster:
     async def _join(self) -> Ledger:
         await self._membership.join()
         restore_signal_handlers()
-        ledger = await asyncio.to_thread(_ledger, self._membership.ledger_folder)
-        if isinstance(ledger, ClusterLedger):
-            self._keeping = asyncio.create_task(self._keep(ledger))
-        return ledger
+        self._keeping = asyncio.create_task(self._keep())
+        return await asyncio.to_thread(_ledger, self._membership.ledger_folder)
 
     async def _watch(self) -> None:
         """Start another Ray, or join it, each time that this machine's has died."""
@@ -414,11 +412,13 @@ class RayCluster:
         ledger = await asyncio.shield(self._joining)
         await asyncio.to_thread(ledger.leave, name, is_retired=is_retired)
 
-    async def _keep(self, ledger: Ledger) -> None:
-        """Renew this process's entries in a cluster's ledger, and store lost files again."""
+    async def _keep(self) -> None:
+        """Renew this process's entries in the ledger, and store lost files again."""
         while True:
             await asyncio.sleep(RENEWAL_PERIOD_S)
             try:
+                # Another one, where Ray has died and was started again.
+                ledger = await asyncio.shield(self._joining)
                 deployed = {backend.application for backend in self._backends}
                 for name in await asyncio.to_thread(ledger.renew, list(self._applications)):
                     # The files of one that is still deployed are on their way.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -98,6 +98,8 @@ class FolderLedger:
         self._folder = folder
         self._remove = remove
         self._name = str(Process.of(os.getpid()))
+        # What this process has stored, by application.
+        self._stored: dict[str, list[Path]] = {}
         folder.mkdir(mode=0o700, exist_ok=True)
 
     def enter(self, application: str) -> None:
@@ -112,8 +114,9 @@ class FolderLedger:
         with FileLock(self._folder / "lock"):
             entries = self._entries(application)
             (entries / self._name).unlink(missing_ok=True)
+            self._stored.pop(application, None)
             if is_retired and not any(
-                Process.read(entry.name).is_running() for entry in entries.iterdir()
+                Process.read(entry.name).is_running() for entry in entries.glob("*")
             ):
                 self._remove(application)
                 shutil.rmtree(self._folder / application, ignore_errors=True)
@@ -127,6 +130,7 @@ class FolderLedger:
     def store(self, application: str, files: Mapping[str, Path | bytes]) -> PolicyFiles:
         """See `Ledger.store`."""
         folder = self._folder / application / "files"
+        self._stored[application] = [folder / name for name in files]
         for name, content in files.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,9 +140,19 @@ class FolderLedger:
                 path.write_bytes(content)
         return FilesHere(folder)
 
-    def renew(self, applications: list[str]) -> list[str]:  # noqa: ARG002 -- the protocol's
-        """See `Ledger.renew`: entries here end with their processes, and files with Ray."""
-        return []
+    def renew(self, applications: list[str]) -> list[str]:
+        """See `Ledger.renew`: entries here end with their processes, and files with Ray.
+
+        What clears temporary folders leaves files that were touched lately.
+        """
+        for path in (*self._folder.rglob("*"), *self._folder.parent.iterdir()):
+            with suppress(OSError):
+                os.utime(path)
+        return [name for name in applications if not all(map(Path.exists, self._files(name)))]
+
+    def _files(self, application: str) -> list[Path]:
+        """Return the files that this process has stored, else the folder that they lie in."""
+        return self._stored.get(application) or [self._folder / application / "files"]
 
     def _entries(self, application: str) -> Path:
         return self._folder / application / "users"

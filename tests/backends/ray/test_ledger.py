@@ -115,3 +115,36 @@ def test_one_process_at_a_time_deploys_an_application(tmp_path: Path) -> None:
     assert has_waited
     assert is_deploying.is_set()
     assert time.monotonic() - started < 10
+
+
+def test_files_are_touched_so_that_what_clears_temporary_folders_leaves_them(
+    tmp_path: Path,
+) -> None:
+    ledger, _ = ledger_in(tmp_path)
+    server = tmp_path / "server-1"
+    server.touch()
+    ledger.enter(APPLICATION)
+    with ledger.store(APPLICATION, {"variables/index": b"1"}).opened() as folder:
+        kept = [server, folder / "variables" / "index", *(folder.parent / "users").iterdir()]
+    for path in kept:
+        os.utime(path, (0, 0))
+
+    lost = ledger.renew([APPLICATION])
+
+    assert lost == []
+    assert all(path.stat().st_mtime > 0 for path in kept)
+
+
+def test_files_that_have_gone_are_stored_again(tmp_path: Path) -> None:
+    ledger, _ = ledger_in(tmp_path)
+    other, _ = ledger_in(tmp_path)
+    files = {"policy.npz": b"1", "variables/index": b"2"}
+    with ledger.store(APPLICATION, files).opened() as folder:
+        (folder / "variables" / "index").unlink()
+
+    assert ledger.renew([APPLICATION, "another"]) == [APPLICATION, "another"]
+    ledger.store(APPLICATION, files)
+    assert ledger.renew([APPLICATION]) == []
+    # A process that has stored nothing knows the folder alone.
+    assert other.renew([APPLICATION]) == []
+    ledger.leave(APPLICATION, is_retired=True)
