@@ -33,8 +33,8 @@ from policy_server.formats.saved_model.bare import (
     refuse_untrained,
 )
 from policy_server.formats.saved_model.graph import DISTRIBUTION_INPUTS, LoadedGraph
+from policy_server.formats.saved_model.graph_bounds import base_of, kept_bounds
 from policy_server.formats.saved_model.graph_nodes import add_constant, add_node
-from policy_server.formats.saved_model.kept_bounds import base_of, kept_bounds
 from policy_server.formats.saved_model.nodes import GraphNodes
 from policy_server.formats.saved_model.runner import GraphRunner
 from policy_server.formats.scaled_actions import without_rescaling

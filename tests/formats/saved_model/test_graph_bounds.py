@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from policy_server.formats.saved_model.graph import load_graph
-from policy_server.formats.saved_model.kept_bounds import kept_bounds
+from policy_server.formats.saved_model.graph_bounds import kept_bounds
 from policy_server.formats.saved_model.nodes import GraphNodes
 from tests.support.hand_built import save_functions, tf, weights
 
