@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from policy_server.sdk.languages import LanguageName
 
@@ -15,6 +16,51 @@ _MOST_WRITTEN_OUT = 8
 _LONG = 200
 
 
+@dataclass(frozen=True)
+class _Form:
+    """How a language writes values.
+
+    Attributes:
+        lists: a list of `{items}`, whose type is `{type}` where the language says it.
+        repeated: a list of `{count}` times the `{item}`; empty where there is no short form.
+        long_lists: a list of `{items}` of the type `{inner}` whose text is long; empty for `lists`.
+        integer: the ending of an integer.
+        words: true and false.
+        types: the type of one value, by its JSON type.
+        list_type: the type of a list of the type `{0}`.
+    """
+
+    lists: str
+    repeated: str = ""
+    long_lists: str = ""
+    integer: str = ""
+    words: tuple[str, str] = ("true", "false")
+    types: Mapping[str, str] = field(default_factory=dict)
+    list_type: str = "{0}"
+
+    def of(self, value: object, kind: str) -> str:
+        """Return the literal of a number, a truth value, or nested lists of them."""
+        if isinstance(value, list):
+            return self._of_list(value, kind)
+        if kind == "integer":
+            return f"{value}{self.integer}"
+        if kind == "number":
+            return json.dumps(float(str(value)))
+        return self.words[0] if value else self.words[1]
+
+    def _of_list(self, value: list[object], kind: str) -> str:
+        items = [self.of(item, kind) for item in value]
+        inner = self.types.get(kind, "")
+        for _ in range(_levels(value) - 1):
+            inner = self.list_type.format(inner)
+        whole = self.list_type.format(inner)
+        if self.repeated and len(items) > _MOST_WRITTEN_OUT and len(set(items)) == 1:
+            return self.repeated.format(type=whole, item=items[0], count=len(items))
+        text = ", ".join(items)
+        form = self.long_lists if self.long_lists and len(text) > _LONG else self.lists
+        return form.format(type=whole, inner=inner, items=text)
+
+
 def literal(language: LanguageName, value: object, kind: str, *, is_optional: bool = False) -> str:
     """Return the literal of a property's value.
 
@@ -24,149 +70,38 @@ def literal(language: LanguageName, value: object, kind: str, *, is_optional: bo
         kind: the JSON type of the innermost items.
         is_optional: whether the property may be missing.
     """
-    text = _LITERALS[language](value, kind)
+    text = _FORMS[language].of(value, kind)
     return f"Some({text})" if is_optional and language == "scala" else text
-
-
-def _write(
-    value: object,
-    kind: str,
-    *,
-    integer: str,
-    lists: Callable[[str, int, str], str],
-    repeated: Callable[[str, int, str, int], str] | None = None,
-) -> str:
-    """Return a literal.
-
-    Args:
-        value: a number, a truth value, or nested lists of them.
-        kind: the JSON type of the innermost items.
-        integer: the ending of an integer.
-        lists: makes a list's literal of the kind, the number of levels and the items.
-        repeated: makes that of a list whose items are all alike, such as an empty image's, of the
-            kind, the number of levels, an item and how many they are; None for a language that has
-            no short form. Java's compiler takes minutes for an image that is written out.
-    """
-    if isinstance(value, list):
-        items = [
-            _write(item, kind, integer=integer, lists=lists, repeated=repeated) for item in value
-        ]
-        if repeated is not None and len(items) > _MOST_WRITTEN_OUT and len(set(items)) == 1:
-            return repeated(kind, _levels(value), items[0], len(items))
-        return lists(kind, _levels(value), ", ".join(items))
-    if kind == "integer":
-        return f"{value}{integer}"
-    return json.dumps(float(str(value)) if kind == "number" else value)
 
 
 def _levels(value: object) -> int:
     return 1 + max(map(_levels, value), default=0) if isinstance(value, list) else 0
 
 
-def _python(value: object, kind: str) -> str:
-    text = _write(
-        value,
-        kind,
-        integer="",
-        lists=lambda _kind, _levels, items: f"[{items}]",
-        repeated=lambda _kind, _levels, item, count: f"[{item}] * {count}",
-    )
-    return text.replace("true", "True").replace("false", "False")
-
-
-def _java(value: object, kind: str) -> str:
-    types = {"integer": "Long", "number": "Double", "boolean": "Boolean"}
-
-    def lists(kind: str, levels: int, items: str) -> str:
+_FORMS: Mapping[str, _Form] = {
+    "python": _Form("[{items}]", "[{item}] * {count}", words=("True", "False")),
+    "java": _Form(
+        "List.of({items})",
+        "java.util.Collections.nCopies({count}, {item})",
         # With the type said, the compiler need not find it from all items of all levels.
-        inner = f"{'List<' * (levels - 1)}{types[kind]}{'>' * (levels - 1)}"
-        return f"List.<{inner}>of({items})" if len(items) > _LONG else f"List.of({items})"
-
-    return _write(
-        value,
-        kind,
+        "List.<{inner}>of({items})",
         integer="L",
-        lists=lists,
-        repeated=lambda _kind, _levels, item, count: (
-            f"java.util.Collections.nCopies({count}, {item})"
-        ),
-    )
-
-
-def _scala(value: object, kind: str) -> str:
-    return _write(
-        value,
-        kind,
-        integer="L",
-        lists=lambda _kind, _levels, items: f"Seq({items})",
-        repeated=lambda _kind, _levels, item, count: f"Seq.fill({count})({item})",
-    )
-
-
-def _r(value: object, kind: str) -> str:
-    text = _write(
-        value,
-        kind,
-        integer="",
-        lists=lambda _kind, _levels, items: f"list({items})",
-        repeated=lambda _kind, _levels, item, count: f"rep(list({item}), {count})",
-    )
-    return text.replace("true", "TRUE").replace("false", "FALSE")
-
-
-def _typescript(value: object, kind: str) -> str:
-    return _write(
-        value,
-        kind,
-        integer="",
-        lists=lambda _kind, _levels, items: f"[{items}]",
-        repeated=lambda _kind, _levels, item, count: f"Array({count}).fill({item})",
-    )
-
-
-def _csharp(value: object, kind: str) -> str:
-    types = {"integer": "long", "number": "double", "boolean": "bool"}
-
-    def of(kind: str, levels: int) -> str:
-        return f"new {'List<' * levels}{types[kind]}{'>' * levels}"
-
-    return _write(
-        value,
-        kind,
-        integer="",
-        lists=lambda kind, levels, items: f"{of(kind, levels)} {{ {items} }}",
-        repeated=lambda kind, levels, item, count: (
-            f"{of(kind, levels)}(System.Linq.Enumerable.Repeat({item}, {count}))"
-        ),
-    )
-
-
-def _go(value: object, kind: str) -> str:
-    types = {"integer": "int64", "number": "float64", "boolean": "bool"}
-
-    def lists(kind: str, levels: int, items: str) -> str:
-        return f"{'[]' * levels}{types[kind]}{{{items}}}"
-
-    return _write(value, kind, integer="", lists=lists)
-
-
-def _kotlin(value: object, kind: str) -> str:
-    return _write(
-        value,
-        kind,
-        integer="L",
-        lists=lambda _kind, _levels, items: f"listOf({items})",
-        repeated=lambda _kind, _levels, item, count: f"List({count}) {{ {item} }}",
-    )
-
-
-_LITERALS = {
-    "python": _python,
-    "java": _java,
-    "scala": _scala,
-    "r": _r,
-    "typescript": _typescript,
-    "csharp": _csharp,
-    "go": _go,
-    "kotlin": _kotlin,
+        types={"integer": "Long", "number": "Double", "boolean": "Boolean"},
+        list_type="List<{0}>",
+    ),
+    "scala": _Form("Seq({items})", "Seq.fill({count})({item})", integer="L"),
+    "r": _Form("list({items})", "rep(list({item}), {count})", words=("TRUE", "FALSE")),
+    "typescript": _Form("[{items}]", "Array({count}).fill({item})"),
+    "csharp": _Form(
+        "new {type} {{ {items} }}",
+        "new {type}(System.Linq.Enumerable.Repeat({item}, {count}))",
+        types={"integer": "long", "number": "double", "boolean": "bool"},
+        list_type="List<{0}>",
+    ),
+    "go": _Form(
+        "{type}{{{items}}}",
+        types={"integer": "int64", "number": "float64", "boolean": "bool"},
+        list_type="[]{0}",
+    ),
+    "kotlin": _Form("listOf({items})", "List({count}) {{ {item} }}", integer="L"),
 }
