@@ -19,13 +19,24 @@ from policy_server.formats.output_meaning import Meaning
 from policy_server.policy import ActionComponent
 from policy_server.schema import ActionField, ServerSchema
 
-__all__ = ["Bounds", "KeptPart", "with_kept_bounds", "without_rescaling"]
+__all__ = ["TENSORFLOW_CHANGES", "Bounds", "KeptPart", "with_kept_bounds", "without_rescaling"]
 
 _TOLERANCE = 1e-5
 # The sums of shares of a whole, which float32 rounds.
 _SUM_TOLERANCE = 1e-4
 
 Array = NDArray[Any]
+
+TENSORFLOW_CHANGES: Mapping[str, Callable[[Array, Array], Array]] = {
+    "Add": np.add,
+    "AddV2": np.add,
+    "Maximum": np.maximum,
+    "Minimum": np.minimum,
+    "Mul": np.multiply,
+    "RealDiv": np.divide,
+    "Sub": np.subtract,
+}
+"""The operations of TensorFlow by which a constant scales or clips numbers."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,18 +14,9 @@ from policy_server.errors import ModelError
 from policy_server.formats.keras.model_config import SUBJECT, Part
 from policy_server.formats.keras.result_sizes import MOST_NUMBERS, result_size
 from policy_server.formats.output_meaning import Ending
-from policy_server.formats.scaled_actions import Bounds
+from policy_server.formats.scaled_actions import TENSORFLOW_CHANGES, Bounds
 
 __all__ = ["Steps"]
-
-_CHANGES = {
-    "AddV2": np.add,
-    "Maximum": np.maximum,
-    "Minimum": np.minimum,
-    "Mul": np.multiply,
-    "RealDiv": np.divide,
-    "Sub": np.subtract,
-}
 
 
 class Steps:
@@ -113,7 +104,7 @@ class Steps:
             value: the constant.
         """
         result = self.add(operation, x, self.numbers(value))
-        function = _CHANGES.get(operation)
+        function = TENSORFLOW_CHANGES.get(operation)
         if function is not None and (x in self.bounds or operation in ("Maximum", "Minimum")):
             before = self.bounds.get(x, Bounds.of_none())
             stated = np.asarray(value, np.float64)

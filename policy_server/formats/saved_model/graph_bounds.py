@@ -9,21 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.formats.saved_model.nodes import GraphNodes
-from policy_server.formats.scaled_actions import Bounds
+from policy_server.formats.scaled_actions import TENSORFLOW_CHANGES, Bounds
 
 __all__ = ["base_of", "kept_bounds"]
 
 Array = NDArray[Any]
 
-_CHANGES: dict[str, Callable[[Array, Array], Array]] = {
-    "Add": np.add,
-    "AddV2": np.add,
-    "Maximum": np.maximum,
-    "Minimum": np.minimum,
-    "Mul": np.multiply,
-    "RealDiv": np.divide,
-    "Sub": np.subtract,
-}
 _LIMITS = {
     "Relu6": Bounds(np.asarray(0.0), np.asarray(6.0)),
     "Sigmoid": Bounds.of(0, 1),
@@ -92,7 +83,7 @@ def _change(nodes: GraphNodes, node: Any) -> tuple[str, _Change] | None:  # noqa
         if least is None or most is None:
             return None
         return node.input[0], lambda side: np.minimum(np.maximum(side, least), most)
-    function = _CHANGES.get(node.op)
+    function = TENSORFLOW_CHANGES.get(node.op)
     if function is None:
         return None
     first, second = (nodes.constant(name) for name in node.input[:2])
