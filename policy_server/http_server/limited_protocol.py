@@ -300,13 +300,12 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         if self._held:
             # They have come: the last of them ends the connection.
             return
-        match self.phase():
-            case Phase.IDLE:
-                self.loop.call_later(_DRAIN_S, self.do_or_abort, self._close_idle)
-            case Phase.HEAD:
-                """The watch waits for the rest, which uvicorn does not."""
-            case _:
-                super().shutdown()
+        phase = self.phase()
+        if phase is Phase.IDLE:
+            self.loop.call_later(_DRAIN_S, self.do_or_abort, self._close_idle)
+        elif phase is not Phase.HEAD:
+            # For the rest of a head the watch waits, which uvicorn does not.
+            super().shutdown()
 
     def begin_to_end(self) -> None:
         """Take note that the server ends."""
