@@ -95,7 +95,7 @@ def connected(port: int) -> socket.socket:
 
 def asked(port: int, certificate: Path) -> bytes:
     """Return the answer to a request of an honest client."""
-    with connected(port) as raw, trusting(certificate).wrap_socket(raw, **NAMED) as client:
+    with connected(port) as raw, secured(raw, certificate) as client:
         client.sendall(REQUEST)
         return whole_answer(client)
 
@@ -109,11 +109,15 @@ def whole_answer(client: socket.socket) -> bytes:
     return answer
 
 
-NAMED = {"server_hostname": "127.0.0.1"}
+HOST = "127.0.0.1"
 
 
 def trusting(certificate: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(certificate))
+
+
+def secured(raw: socket.socket, certificate: Path) -> ssl.SSLSocket:
+    return trusting(certificate).wrap_socket(raw, server_hostname=HOST)
 
 
 class Client:
@@ -121,7 +125,9 @@ class Client:
 
     def __init__(self, certificate: Path) -> None:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = trusting(certificate).wrap_bio(self.incoming, self.outgoing, **NAMED)
+        self.tls = trusting(certificate).wrap_bio(
+            self.incoming, self.outgoing, server_hostname=HOST
+        )
 
     def hello(self) -> bytes:
         """Return the first bytes of a handshake."""
@@ -265,7 +271,7 @@ def test_connection_beyond_the_limit_is_told_so(
     with (
         serving(loop=loop, max_connections=1) as port,
         connected(port) as raw,
-        trusting(certificate).wrap_socket(raw, **NAMED) as client,
+        secured(raw, certificate) as client,
     ):
         client.sendall(REQUEST)
         first = whole_answer(client)
