@@ -84,7 +84,7 @@ def served(
     certificate: Path, refused: list[int], *, loop: str = "auto", **limits: float
 ) -> Iterator[int]:
     """Serve by TLS, and give the port."""
-    options = {"ssl_certfile": str(certificate), "lifespan": "on", "loop": loop}
+    options: dict[str, Any] = {"ssl_certfile": str(certificate), "lifespan": "on", "loop": loop}
     with served_app(application(refused, limits), **options) as port:
         yield port
 
