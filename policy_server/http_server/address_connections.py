@@ -36,13 +36,14 @@ class AddressConnections:
         self._open[address] += 1
         return address
 
-    def is_beyond(self, address: str) -> bool:
+    def is_beyond(self, address: str, *, spare: int = 0) -> bool:
         """Return whether an address has more connections than it may have.
 
         Args:
             address: as `enter` returned it.
+            spare: so many more are not too many yet.
         """
-        return bool(address) and self._open[address] > self._most
+        return bool(address) and self._open[address] > self._most + spare
 
     def leave(self, address: str) -> None:
         """Count a connection no more.

@@ -16,15 +16,18 @@ import resource
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from policy_server.http_server.address_connections import AddressConnections
 from policy_server.metrics import Metrics
 from policy_server.settings import Settings
 
 __all__ = [
+    "MOST_REFUSED",
     "UNREAD_S",
     "ConnectionLimits",
     "ConnectionWatch",
+    "Handshake",
     "Phase",
     "Unread",
     "WatchedConnection",
@@ -34,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 # How long a client may read nothing of what is left to send, once its connection is to end.
 UNREAD_S = 5.0
+# So many connections beyond the limit are told so; more are closed without a wait for their bytes.
+MOST_REFUSED = 64
 
 _LONGEST_PAUSE_S = 1.0
 _LOOKS_A_LIMIT = 4
@@ -143,12 +148,20 @@ class WatchedConnection:
         raise NotImplementedError
 
 
+class Handshake(Protocol):
+    """A TLS handshake under way."""
+
+    def make_room(self) -> None:
+        """End, since others wait for a place."""
+
+
 class ConnectionWatch:
     """Looks at all connections of a process, as long as there are any.
 
     Attributes:
         limits: the connections'.
         addresses: counts the connections of each address.
+        handshakes: the TLS handshakes under way, the oldest first.
     """
 
     def __init__(self, limits: ConnectionLimits, metrics: Metrics | None = None) -> None:
@@ -160,6 +173,7 @@ class ConnectionWatch:
         """
         self.limits = limits
         self.addresses = AddressConnections(limits.max_address_connections)
+        self.handshakes: dict[Handshake, None] = {}
         self._metrics = metrics
         self._is_looking = False
 

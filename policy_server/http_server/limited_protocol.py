@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from policy_server.http_server.connection_limits import (
+    MOST_REFUSED,
     UNREAD_S,
     ConnectionWatch,
     Phase,
@@ -35,8 +36,6 @@ _BYTES_A_SECOND = 4096
 _LINGER_S = 2.0
 # A client that ends its side so soon behind a request waits for the answer; later, it has gone.
 _HALF_CLOSED_S = 1.0
-# So many connections beyond the limit are told so; more are closed without a wait for their bytes.
-_MOST_REFUSED = 64
 # How long an idle connection stays when the server ends, and how long it waits for the rest of a
 # request of which a part has come.
 _DRAIN_S = 0.25
@@ -100,13 +99,15 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         super().connection_made(transport)
         self._watch.begin(self.connections, self.timeout_keep_alive)
         most = self._limits.max_connections
-        if len(self.connections) > most:
+        # Handshakes hold no place: clients that never end theirs would keep the others out.
+        served = len(self.connections) - len(self._watch.handshakes)
+        if served > most:
             self.refuse(
                 _UNAVAILABLE,
                 f"{most} connections are open already; try again in a second "
                 f"({ENV_PREFIX}MAX_CONNECTIONS)",
             )
-            if len(self.connections) > most + _MOST_REFUSED:
+            if served > most + MOST_REFUSED:
                 self.drop()
             return
         self._address = self._watch.addresses.enter(self.client)

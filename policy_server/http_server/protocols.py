@@ -16,6 +16,7 @@ import uvicorn
 
 from policy_server.http_server.connection_limits import ConnectionWatch
 from policy_server.http_server.hot_requests import HotRoutes
+from policy_server.http_server.tls_handshakes import limit_handshakes
 
 __all__ = ["PROTOCOLS", "ServedProtocol", "use_protocols"]
 
@@ -153,6 +154,8 @@ def use_protocols(
         served = _found_at(protocol.served)
         if protocol.option == "http":
             served = served(config, watch, app, hot_routes)
+            if config.ssl is not None:
+                limit_handshakes(config, watch)
         setattr(config, protocol.attribute, served)
 
 
