@@ -175,6 +175,16 @@ def test_no_fault_may_give_wrong_answers_or_leave_something_behind(name: str) ->
     assert len(list(broken)) == 2
 
 
+@pytest.mark.parametrize("name", [name for name in FAULTS if name.startswith("redis")])
+@pytest.mark.parametrize("load", ["plain requests", "sessions"])
+def test_request_that_waits_for_a_dead_redis_is_told(name: str, load: str) -> None:
+    slow = Counts(**{**vars(HELD), "slowest_s": 4.8})
+
+    [broken] = FAULTS[name].expected.broken_by({load: slow}, COURSE)
+
+    assert broken == f"{load}: the slowest request: expected 3 s at the most, got 4.8 s"
+
+
 class _Unavailable(Handler):
     """Refuses: with `Retry-After` at one address, without at the other."""
 
