@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.faults.expectations import Expectation, Limits
 from tests.faults.load import RECURRENT, Episodes, Load, first_steps, steps
-from tests.faults.measuring import Fault, Scene
+from tests.faults.measuring import Fault, Scene, temporary
 from tests.support.library_policies import POLICIES
 from tests.support.redis_servers import RedisServer, redis_server
 from tests.support.server_processes import running_server
@@ -49,7 +49,7 @@ def _with_redis(
     data, socket = folder / "data", folder / "redis.sock"
     data.mkdir()
     environment = {
-        "TMPDIR": str(folder),
+        "TMPDIR": str(temporary(folder)),
         "POLICY_SERVER_BACKEND": backend,
         "POLICY_SERVER_SESSIONS_URL": f"unix://{socket}",
     }

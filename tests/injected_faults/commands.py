@@ -96,7 +96,7 @@ COMMANDS = {
     "fetch": Command(_FETCHED, _with_old_to_fetch, (*_PAIR, ".fetched.json")),
     "unzip": Command(("unzip",), lambda folder: _prepared(folder, home=NEW), ()),
     "schema": Command(
-        ("schema", "--model=policy.zip", "--output=drafted.yaml"),
+        ("schema", "policy.zip", "--output=drafted.yaml"),
         lambda folder: _prepared(folder, home=NEW),
         ("drafted.yaml",),
     ),
