@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 
 # All that a start makes stays: collections would walk through it again and again. They begin when
 # the policies answer.
@@ -19,7 +20,12 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 # the one that has none: a large policy took thirty times as long.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from policy_server.launch import build_app, end_start  # noqa: E402 -- the settings above come first
+try:
+    from policy_server.launch import build_app, end_start
+except MemoryError:
+    # By a status that no supervisor tries again, as `end_start` does.
+    sys.stderr.write("policy server: there is too little memory to start; raise its limits\n")
+    sys.exit(3)
 
 __all__ = ["app"]
 

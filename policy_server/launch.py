@@ -106,7 +106,9 @@ def build_app() -> Application:
         except Exception as error:
             if not is_started:
                 process.end_all(reason=str(error))
-                _explain_lack(error)
+                lack = _lack_of(error)
+                if lack is not None:
+                    raise lack from error
             raise
         finally:
             drain_output()
@@ -125,21 +127,18 @@ def build_app() -> Application:
     return app
 
 
-def _explain_lack(error: Exception) -> None:
-    """Raise one line in place of an error by which the system refuses what a start needs.
-
-    Raises:
-        NotReadyError: with the system's words.
-    """
+def _lack_of(error: Exception) -> NotReadyError | None:
+    """Return one line in place of an error by which the system refuses what a start needs."""
     is_lack = isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno in _LACKS
     )
-    if is_lack or "can't start new thread" in str(error):
-        reason = " ".join(str(error).split()) or "no memory"
-        raise NotReadyError(
-            f"the system gives less than the start needs: {reason}; raise the limits of memory, "
-            "processes and open files (ulimit, the container's)"
-        ) from error
+    if not is_lack and "can't start new thread" not in str(error):
+        return None
+    reason = " ".join(str(error).split()) or "no memory"
+    return NotReadyError(
+        f"the system gives less than the start needs: {reason}; raise the limits of memory, "
+        "processes and open files (ulimit, the container's)"
+    )
 
 
 def _settle_garbage_collector() -> None:
@@ -169,6 +168,7 @@ def end_start(error: Exception) -> NoReturn:
         error: the error of `build_app`.
     """
     log_format = find_log_format()
+    error = _lack_of(error) or error
     if not isinstance(error, PolicyServerError):
         _configure_logging("INFO", log_format)
         logger.critical("start_failed", exc_info=error)

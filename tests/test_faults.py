@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from websockets.protocol import State
 from websockets.sync.server import ServerConnection, serve
 
 from tests.faults.__main__ import FAULTS, main
+from tests.faults.crowd import Crowd, Group
 from tests.faults.expectations import (
     TARGET,
     Counts,
@@ -25,9 +27,11 @@ from tests.faults.expectations import (
     Limits,
     connections_lost,
 )
-from tests.faults.load import OK, Asked, Client, Load, Question, Streams
-from tests.faults.measuring import Fault, Scene, running_in
-from tests.support.processes import child
+from tests.faults.hostile import Held, Visit
+from tests.faults.load import OK, Asked, Client, Load, Question, Streams, modes
+from tests.faults.measuring import Fault, Scene, left_in, running_in, temporary
+from tests.faults.policies import never, question_of
+from tests.support.processes import Child, child
 from tests.support.server_processes import Server
 from tests.support.servers import Handler, answered_by, free_port, status_of
 from tests.support.waiting import wait_until
@@ -55,14 +59,14 @@ def test_load_without_trouble_has_none() -> None:
 
 
 @contextmanager
-def holding(*, closes: bool) -> Iterator[str]:
+def holding(*, closes: bool, after_s: float = 0.6, code: int = 1012) -> Iterator[str]:
     """Serve streams that take a frame, and answer none: they are closed, or stay as they are."""
 
     def take(stream: ServerConnection) -> None:
         stream.recv()
         if closes:
-            time.sleep(0.6)
-            stream.close(1012)
+            time.sleep(after_s)
+            stream.close(code)
         else:
             wait_until(lambda: stream.protocol.state is not State.OPEN)
 
@@ -90,6 +94,15 @@ def test_frame_that_a_server_took_and_never_answered_is_lost(
 
     assert load.sent[0].status == 0
     assert Counts.of(load.sent, load.sent[0].at).lost
+
+
+def test_stream_that_is_closed_by_another_code_than_that_of_a_stop_loses_its_frame() -> None:
+    with holding(closes=True, after_s=0.0, code=1011) as url:
+        load = Streams(url, [Question("/predict", "{}", bool)], clients=1)
+        with load.running():
+            wait_until(lambda: bool(load.sent))
+
+    assert load.sent[0].status == 0
 
 
 def test_load_that_sent_nothing_is_an_error() -> None:
@@ -175,6 +188,16 @@ def test_no_fault_may_give_wrong_answers_or_leave_something_behind(name: str) ->
     assert len(list(broken)) == 2
 
 
+@pytest.mark.parametrize("name", [name for name in FAULTS if name.startswith("redis")])
+@pytest.mark.parametrize("load", ["plain requests", "sessions"])
+def test_request_that_waits_for_a_dead_redis_is_told(name: str, load: str) -> None:
+    slow = Counts(**{**vars(HELD), "slowest_s": 4.8})
+
+    [broken] = FAULTS[name].expected.broken_by({load: slow}, COURSE)
+
+    assert broken == f"{load}: the slowest request: expected 3 s at the most, got 4.8 s"
+
+
 class _Unavailable(Handler):
     """Refuses: with `Retry-After` at one address, without at the other."""
 
@@ -197,14 +220,143 @@ def test_answer_503_without_retry_after_is_wrong(path: str, *, is_right: bool) -
     assert [(asked.status, asked.is_right) for asked in load.sent] == [(503, is_right)]
 
 
-def test_processes_of_a_folder_are_found_whatever_is_above_them(tmp_path: Path) -> None:
-    words = (sys.executable, "-c", "import time; time.sleep(60)")
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+@pytest.mark.parametrize("text", [b"no JSON", b"{}", b"[]", b'{"actions": null}', b"null"])
+def test_answer_200_that_can_not_be_read_is_wrong_and_counted(text: bytes) -> None:
+    class Broken(Handler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.reply(200, text)
 
-    with child(*words, log=tmp_path / "log", environment=environment) as started:
+    with answered_by(Broken) as url:
+        load = Load(url, modes()[:1])
+        client = Client(load)
+        client.ask(load.questions[0])
+        client.close()
+
+    assert [(asked.status, asked.is_right) for asked in load.sent] == [(200, False)]
+
+
+def test_answer_that_is_no_http_is_wrong_not_lost_alone() -> None:
+    class Broken(Handler):
+        def answer(self) -> None:
+            self.wfile.write(b"garbage\r\n\r\n")
+            self.close_connection = True
+
+    with answered_by(Broken) as url:
+        load = Load(url, [Question("/", "{}", bool)])
+        client = Client(load)
+        client.ask(load.questions[0])
+        client.close()
+
+    assert [(asked.status, asked.is_right) for asked in load.sent] == [(0, False)]
+
+
+@pytest.mark.parametrize(("status", "is_right"), [(500, True), (503, True), (422, False)])
+def test_failure_has_to_have_the_status_that_is_expected(status: int, *, is_right: bool) -> None:
+    question = Question("/", "{}", bool, failure=500)
+
+    assert question.may_fail(status, {"retry-after": "1"}) is is_right
+
+
+def test_success_where_a_policy_has_to_fail_is_wrong() -> None:
+    question = question_of([0.0], never)
+
+    assert not question.is_answered_by('{"actions": [1]}')
+
+
+def test_server_that_ends_with_another_status_than_0_is_told() -> None:
+    assert list(TARGET.broken_by({"": HELD}, Course(0.0, status=1))) == [
+        "the stop: expected status 0 or the signal's, got 1"
+    ]
+    assert not list(TARGET.broken_by({"": HELD}, Course(0.0, status=-signal.SIGTERM)))
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["TMPDIR", "an open file"])
+def test_processes_of_a_folder_are_found_whatever_is_above_them(
+    tmp_path: Path, *, is_told: bool
+) -> None:
+    temporary(tmp_path).mkdir()
+    (temporary(tmp_path) / "socket").touch()
+    words = "import sys, time; sys.stdin = open(sys.argv[1]); time.sleep(60)"
+    opened = os.devnull if is_told else str(temporary(tmp_path) / "socket")
+    told = {"TMPDIR": str(temporary(tmp_path))} if is_told else {}
+
+    with child(
+        *(sys.executable, "-c", words, opened),
+        log=tmp_path / "log",
+        environment={**os.environ, **told},
+    ) as started:
         wait_until(lambda: running_in(tmp_path) == [started.process.pid])
 
     assert running_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["t/ray", "t/x.sock", "t/a.lock", "home/.half-written"])
+def test_file_that_a_server_leaves_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr("tests.faults.measuring._LEFT_AFTER_S", 0.01)
+    monkeypatch.setattr("tests.faults.measuring._SHARED_MEMORY", tmp_path / "none")
+    for name in ("t", "home"):
+        (tmp_path / name).mkdir()
+    (tmp_path / place).touch()
+
+    assert left_in(tmp_path, set(), set(), set()) == [place]
+
+
+def test_file_that_was_there_before_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.faults.measuring._SHARED_MEMORY", tmp_path / "none")
+    for name in ("t", "home"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "home" / "server.log").touch()
+    (tmp_path / "t" / ".ses").touch()
+    before = {tmp_path / "home" / "server.log"}
+
+    assert left_in(tmp_path, {2**22 + 1}, before, set()) == []
+
+
+def test_shared_memory_that_no_process_has_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.faults.measuring._LEFT_AFTER_S", 0.01)
+    shared = tmp_path / "shared"
+    monkeypatch.setattr("tests.faults.measuring._SHARED_MEMORY", shared)
+    for path in (shared, tmp_path / "t"):
+        path.mkdir()
+    for name in ("before", "left", "used"):
+        (shared / name).write_bytes(b"1")
+
+    with (shared / "used").open():
+        left = left_in(tmp_path, set(), set(), {"before"})
+
+    assert left == [str(shared / "left")]
+
+
+def _group(**changes: Any) -> Group:  # noqa: ANN401 -- those of `Group`
+    return Group(2, 2, {"408": 2}, (1.0, 2.0), (1.0, 2.0), 0)._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "told"),
+    [
+        ({}, 24, None),
+        ({"connected": 1, "answers": {"408": 1}}, 24, "slow: expected 2 connected, got 1"),
+        ({"left": 1}, 24, "slow: expected all connections ended, got 1 open"),
+        ({"answers": {"200": 2}}, 24, "slow: expected 408 for each request, got {'200': 2}"),
+        ({"answers": {}}, 24, "slow: expected 408 for each request, got {}"),
+        ({}, 500, "open files: expected 27 at the most after the crowd, got 500"),
+    ],
+    ids=["none", "not connected", "open", "another answer", "no answer", "files"],
+)
+def test_harm_of_a_crowd_is_told(group: dict[str, Any], files: int, told: str | None) -> None:
+    started = cast("Child", None)
+    crowd = Crowd(started, groups={"slow": _group(**group)})
+    held = {"before": Held(50.0, 24), "after": Held(50.0, files)}
+    visit = Visit(Server(started, "", ""), crowd, {}, held=held)
+
+    assert visit.broken() == ([] if told is None else [told])
 
 
 @contextmanager

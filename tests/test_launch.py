@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from policy_server.formats import compiling_process
 from tests.support.folders import ROOT
+from tests.support.processes import run
 
 STARTED = """
 import asyncio, gc
@@ -80,3 +84,40 @@ def run_in_home(program: str, tmp_path: Path) -> subprocess.CompletedProcess[str
         text=True,
         timeout=100,
     )
+
+
+def test_start_that_gets_no_memory_ends_in_one_line() -> None:
+    program = "from policy_server.launch import end_start; end_start(MemoryError())"
+    ended = run(sys.executable, "-c", program, status=3)
+
+    [line] = (ended.stdout + ended.stderr).splitlines()
+    assert "no memory; raise the limits of memory" in line
+    assert "Traceback" not in line
+
+
+@pytest.mark.parametrize(
+    ("module", "program", "status", "told"),
+    [
+        (
+            "launch",
+            "import policy_server.asgi",
+            3,
+            "policy server: there is too little memory to start; raise its limits\n",
+        ),
+        ("engine.cache", compiling_process.PROGRAM, 12, ""),
+    ],
+    ids=["server", "process that compiles"],
+)
+def test_import_that_gets_no_memory_ends_without_a_traceback(
+    module: str, program: str, status: int, told: str
+) -> None:
+    fails = f"""
+import sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "policy_server.{module}":
+            raise MemoryError
+sys.meta_path.insert(0, Finder())
+"""
+
+    assert run(sys.executable, "-c", fails + program, status=status).stderr == told

@@ -34,12 +34,23 @@ from policy_server.formats.model_files import Model
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
 
-__all__ = ["check_policy", "find_compiled"]
+__all__ = ["PROGRAM", "check_policy", "find_compiled", "main"]
 
 logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).parents[2]
 _REFUSED = "error"
+# Of the process that gets no memory, also while it imports: its traceback would tell no more.
+_NO_MEMORY = 12
+PROGRAM = f"""
+import sys
+try:
+    from {__name__} import main
+    main()
+except MemoryError:
+    sys.exit({_NO_MEMORY})
+"""
+"""What the process runs: it reads the policy from standard input, and writes the answer."""
 # TensorFlow's and onnxruntime's own checks, and what they lack checks for.
 _CRASHES = frozenset(
     {-signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL, -signal.SIGSEGV}
@@ -127,8 +138,8 @@ async def _compile(
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            __name__,
+            "-c",
+            PROGRAM,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL if is_quiet else None,
@@ -165,6 +176,11 @@ async def _compile(
 
 
 def _reason(status: int) -> str:
+    if status == _NO_MEMORY:
+        return (
+            "the process that compiles the policy got no memory; start again with more, or with "
+            "POLICY_SERVER_ENGINE=tensorflow"
+        )
     what = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
     return (
         f"the process that compiles the policy was ended {what}; start again with more memory, or "
@@ -188,6 +204,8 @@ def _answer(folder: Path, digest: str, schema: ServerSchema | None, engine: Engi
         policy = load_policy(folder, schema, engine=engine)
     except PolicyServerError as error:
         return json.dumps({_REFUSED: (type(error).__name__, error.message)}).encode()
+    except MemoryError:
+        raise
     except Exception as error:
         logger.exception("policy_not_loaded")
         message = f"the policy can't be loaded: {type(error).__name__}: {error}"
@@ -196,7 +214,8 @@ def _answer(folder: Path, digest: str, schema: ServerSchema | None, engine: Engi
     return b"{}\n" + encode(Outcome(compiled), digest)
 
 
-def _main() -> None:
+def main() -> None:
+    """Compile the policy that standard input names, and write the answer to standard output."""
     # The terminal's Ctrl-C is for the server, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A file that fills all memory must not end the server, which may serve others meanwhile.
@@ -208,7 +227,3 @@ def _main() -> None:
     os.dup2(2, 1)
     with os.fdopen(answers, "wb") as file:
         file.write(_answer(*request))
-
-
-if __name__ == "__main__":
-    _main()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.faults.load import Episodes, Load, Tokens, first_steps, steps
-from tests.faults.measuring import Fault, Scene
+from tests.faults.measuring import Fault, Scene, temporary
 from tests.faults.redis import recurrent_home
 from tests.support.server_processes import running_server
 
@@ -36,7 +36,7 @@ def _with_clock(folder: Path) -> Iterator[Scene]:
     clock = folder / "clock"
     clock.write_text("+0")
     environment = {
-        "TMPDIR": str(folder),
+        "TMPDIR": str(temporary(folder)),
         "POLICY_SERVER_BACKEND": "local",
         "LD_PRELOAD": _library(),
         "FAKETIME_TIMESTAMP_FILE": str(clock),

@@ -22,11 +22,11 @@ from typing import NamedTuple
 
 from tests.support.processes import Child, child
 
-__all__ = ["Crowd", "Group", "waiting_crowd"]
+__all__ = ["SILENT", "Crowd", "Group", "waiting_crowd"]
 
 _LONGEST_S = 120.0
-_SILENT, _HEADS, _BODIES = "silent", "slow heads", "slow bodies"
-_COUNTS = {_SILENT: 3000, _HEADS: 250, _BODIES: 250}
+SILENT, _HEADS, _BODIES = "silent", "slow heads", "slow bodies"
+_COUNTS = {SILENT: 3000, _HEADS: 250, _BODIES: 250}
 # How often a slow connection sends one more byte.
 _PERIOD_S = 0.5
 _OTHER_FILES = 64
@@ -116,7 +116,7 @@ class _Gathering:
     """All connections, and the loop that keeps them."""
 
     def __init__(self, port: int, key: str) -> None:
-        openings = {_SILENT: "", _HEADS: _HEAD + "x-slow: ", _BODIES: _HEAD + _BODY.format(key=key)}
+        openings = {SILENT: "", _HEADS: _HEAD + "x-slow: ", _BODIES: _HEAD + _BODY.format(key=key)}
         self._address = ("127.0.0.1", port)
         self._connections = [
             _Connection(kind, openings[kind].encode())
@@ -148,7 +148,7 @@ class _Gathering:
     def times(self) -> tuple[float, float]:
         """Return when the first silent connection ended, and the last of all."""
         ended = [each for each in self._connections if each.ended]
-        silent = [each.ended for each in ended if each.kind == _SILENT]
+        silent = [each.ended for each in ended if each.kind == SILENT]
         return min(silent, default=0.0), max((each.ended for each in ended), default=0.0)
 
     def groups(self) -> dict[str, Group]:
@@ -208,7 +208,7 @@ class _Gathering:
             connection.answered = time.monotonic()
         elif data:
             return
-        elif connection.kind == _SILENT:
+        elif connection.kind == SILENT:
             self._end(connection)
         else:
             # It sends on, until the server does not let it any more.

@@ -84,12 +84,14 @@ class Course:
         ready_s: when it was last not ready, in seconds after the fault; 0 if it always was.
         stop_s: how long its stop took, in seconds.
         pids: the ids of its processes, and of all that were ever below it.
-        left: processes and folders that are there after the end, in words.
+        status: that of its end; negative for a signal.
+        left: processes and files that are there after the end, in words.
     """
 
     happened: float
     ready_s: float = 0.0
     stop_s: float = 0.0
+    status: int = 0
     pids: set[int] = field(default_factory=set)
     left: list[str] = field(default_factory=list)
 
@@ -150,6 +152,8 @@ class Expectation:
                 yield f"{name}: {broken}" if name else broken
         yield from _beyond("ready again", course.ready_s, self.ready_s, " s")
         yield from _beyond("the stop", course.stop_s, self.stop_s, " s")
+        if course.status > 0:
+            yield f"the stop: expected status 0 or the signal's, got {course.status}"
         if course.left:
             yield f"left behind: expected nothing, got {', '.join(course.left)}"
 

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from tests.faults.crowd import Crowd, waiting_crowd
+from tests.faults.crowd import SILENT, Crowd, waiting_crowd
 from tests.faults.load import EXPORT, Client, Load, modes
-from tests.faults.measuring import Fault, Scene, row
+from tests.faults.measuring import Fault, Scene, row, temporary
 from tests.support.server_processes import KEY, Server, compiled_home_of, running_server
 from tests.support.waiting import wait_until
 
@@ -29,6 +29,8 @@ _TAKEN_TIMEOUT_S = 8.0
 _LEFT_TIMEOUT_S = 5.0
 # Connections of the ordinary clients, and of those that ask whether the server is ready.
 _OTHERS = 3
+# The status of a request whose rest does not come in time.
+_TOO_SLOW = "408"
 _CLIENTS = ("ordinary client", "meanwhile", "requests", "p50", "p99", "slowest")
 _CROWD = (
     *("crowd", "connected", "not connected"),
@@ -89,6 +91,7 @@ class Visit:
         self.taken = monotonic()
         self.held["with the crowd"] = _held(self.server)
         self.crowd.go()
+        # Where it keeps more, `broken` says so.
         with suppress(AssertionError):
             wait_until(
                 lambda: _held(self.server).files <= before.files + _OTHERS,
@@ -109,6 +112,22 @@ class Visit:
                 ),
             ),
         ]
+
+    def broken(self) -> list[str]:
+        """Return what did not hold of the crowd and of the server after it, in words."""
+        told = []
+        for kind, group in self.crowd.groups.items():
+            if group.connected < group.asked:
+                told.append(f"{kind}: expected {group.asked} connected, got {group.connected}")
+            if group.left:
+                told.append(f"{kind}: expected all connections ended, got {group.left} open")
+            wrong = {*group.answers} - {_TOO_SLOW}
+            if wrong or sum(group.answers.values()) != (0 if kind == SILENT else group.connected):
+                told.append(f"{kind}: expected {_TOO_SLOW} for each request, got {group.answers}")
+        most, found = self.held["before"].files + _OTHERS, self.held["after"].files
+        if found > most:
+            told.append(f"open files: expected {most} at the most after the crowd, got {found}")
+        return told
 
     def _waits(self, name: str) -> Iterator[tuple[object, ...]]:
         """Return how long an ordinary client waited, in each part of the visit."""
@@ -163,7 +182,7 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
 def _beside_a_crowd(folder: Path) -> Iterator[Scene]:
     """Serve two ordinary clients, beside connections that ask nothing or never end to ask."""
     home = compiled_home_of(EXPORT, folder / "home")
-    environment = {"TMPDIR": str(folder), "POLICY_SERVER_BACKEND": "local"}
+    environment = {"TMPDIR": str(temporary(folder)), "POLICY_SERVER_BACKEND": "local"}
     with running_server(home, environment=environment) as server:
         port = urlsplit(server.url).port
         assert port is not None
@@ -173,7 +192,14 @@ def _beside_a_crowd(folder: Path) -> Iterator[Scene]:
                 "a connection each": Connecting(server.url, modes(), 1),
             }
             visit = Visit(server, crowd, loads)
-            yield Scene(server, loads, visit.happen, after_s=_AFTER_S, further=visit.further)
+            yield Scene(
+                server,
+                loads,
+                visit.happen,
+                after_s=_AFTER_S,
+                further=visit.further,
+                broken=visit.broken,
+            )
 
 
 FAULTS = {

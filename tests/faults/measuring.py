@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
@@ -18,7 +19,17 @@ from tests.support.server_processes import Server
 from tests.support.servers import status_of
 from tests.support.waiting import wait_until
 
-__all__ = ["HEADS", "Fault", "Measured", "Scene", "measure", "row", "running_in"]
+__all__ = [
+    "HEADS",
+    "Fault",
+    "Measured",
+    "Scene",
+    "left_in",
+    "measure",
+    "row",
+    "running_in",
+    "temporary",
+]
 
 COUNTS = ("fault", "requests", "answered", "503", "failed", "wrong", "lost")
 TIMES = ("slowest", "last trouble", "ready again", "stop", "left behind")
@@ -27,6 +38,12 @@ _BEFORE_S = 3.0
 _AFTER_S = 25.0
 _STOP_TIMEOUT_S = 90.0
 _LOOK_EVERY_S = 0.1
+_LEFT_AFTER_S = 3.0
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- looked at, never written
+# onnxruntime's mark of its session, of some bytes, which each process writes anew.
+_OF_LIBRARIES = frozenset({".ses"})
+# As the scenes name them.
+_HOMES = ("home", "other")
 
 
 @dataclass
@@ -40,6 +57,7 @@ class Scene:
         is_last: whether the fault ends the server.
         after_s: how long the load goes on afterwards, in seconds.
         further: returns lines of tables that this fault alone has, after the end.
+        broken: returns what did not hold of that, in words.
     """
 
     server: Server
@@ -48,6 +66,7 @@ class Scene:
     is_last: bool = False
     after_s: float = _AFTER_S
     further: Callable[[], list[str]] = list
+    broken: Callable[[], list[str]] = list
 
 
 @dataclass(frozen=True)
@@ -89,9 +108,12 @@ def measure(fault: Fault) -> Measured:
     # Ray's sockets lie in there, whose paths have to be short.
     with tempfile.TemporaryDirectory(prefix="f") as place:
         folder = Path(place)
+        temporary(folder).mkdir()
+        shared = _names_in(_SHARED_MEMORY)
         with fault.staged(folder) as scene:
+            homes = _files_of_homes(folder)
             course = _course(scene, folder)
-            course.left = _left(course.pids, folder)
+            course.left = left_in(folder, course.pids, homes, shared)
         counts = {name: Counts.of(load.sent, course.happened) for name, load in scene.loads.items()}
         lines = [
             _line(
@@ -102,7 +124,8 @@ def measure(fault: Fault) -> Measured:
             )
             for name, counted in counts.items()
         ]
-        broken = [f"{fault.told}: {each}" for each in fault.expected.broken_by(counts, course)]
+        missed = [*fault.expected.broken_by(counts, course), *scene.broken()]
+        broken = [f"{fault.told}: {each}" for each in missed]
         return Measured(lines, scene.further(), broken)
 
 
@@ -117,14 +140,14 @@ def _course(scene: Scene, folder: Path) -> Course:
             looking = pool.submit(_look, scene, course)
             scene.happen()
             if scene.is_last:
-                first.wait(_STOP_TIMEOUT_S)
+                course.status = first.wait(_STOP_TIMEOUT_S)
                 course.stop_s = time.monotonic() - course.happened
             looking.result()
     if not scene.is_last:
         course.pids |= _pids_of(scene, folder)
         stopped = time.monotonic()
         scene.server.process.terminate()
-        scene.server.process.wait(_STOP_TIMEOUT_S)
+        course.status = scene.server.process.wait(_STOP_TIMEOUT_S)
         course.stop_s = time.monotonic() - stopped
     # Those that it has left may have begun in the course of the stop.
     course.pids |= set(running_in(folder))
@@ -151,27 +174,92 @@ def _pids_of(scene: Scene, folder: Path) -> set[int]:
     return {pid, *descendants(pid), *running_in(folder)}
 
 
+def temporary(folder: Path) -> Path:
+    """Return the folder for temporary files of a scene's servers, by a name as short as can be."""
+    return folder / "t"
+
+
 def running_in(folder: Path) -> list[int]:
-    """Return the processes that were started with a folder for temporary files."""
-    variable = f"TMPDIR={folder}".encode()
+    """Return the processes of a scene's servers, whatever is above them.
+
+    They were started with its folder for temporary files, or have a file open there or in a home
+    folder, or run there: Ray's processes write their titles over their variables. This one is none.
+
+    Args:
+        folder: the scene's.
+    """
+    variable = f"TMPDIR={temporary(folder)}".encode()
+    places = [temporary(folder), *(folder / name for name in _HOMES)]
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for path in Path("/proc").glob("[0-9]*"):
         # Other users' can't be read, nor those of processes that have ended.
         with suppress(OSError):
-            if variable in path.read_bytes().split(b"\0"):
-                found.append(int(path.parent.name))
+            if int(path.name) != os.getpid() and (
+                variable in (path / "environ").read_bytes().split(b"\0")
+                or any(each.is_relative_to(place) for each in _open_files(path) for place in places)
+            ):
+                found.append(int(path.name))
     return found
 
 
-def _left(pids: set[int], folder: Path) -> list[str]:
-    """Return the processes and folders that are still there three seconds after the end."""
+def _open_files(process: Path) -> Iterator[Path]:
+    """Give the files that a process has open, and the folder that it runs in."""
+    for link in (process / "cwd", *(process / "fd").iterdir()):
+        # It may be closed by now.
+        with suppress(OSError):
+            yield link.readlink()
+
+
+def _files_of_homes(folder: Path) -> set[Path]:
+    """Return the files and folders in the home folders of a scene's servers."""
+    return {path for name in _HOMES for path in (folder / name).rglob("*")}
+
+
+def _names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def left_in(folder: Path, pids: set[int], homes: set[Path], shared: set[str]) -> list[str]:
+    """Return what a scene's servers have left three seconds after their end.
+
+    Args:
+        folder: the scene's. All in its folder for temporary files is left behind, such as Ray's
+            folders, sockets and locks.
+        pids: the ids of processes that ever were theirs; those in the folder are added.
+        homes: the files that were in their home folders before; others are left behind.
+        shared: the names of files in shared memory before. Others are left behind, unless a process
+            has them: other programs of this machine may have made those.
+
+    Returns:
+        Command lines of processes, and paths.
+    """
+
+    def find() -> list[str]:
+        processes = {*filter(is_running, pids), *running_in(folder)}
+        files = [
+            *(path for path in temporary(folder).iterdir() if path.name not in _OF_LIBRARIES),
+            *sorted(_files_of_homes(folder) - homes),
+        ]
+        return [
+            *(command_line(pid)[:30] for pid in sorted(processes)),
+            *(path.relative_to(folder).as_posix() for path in files),
+            *sorted(_unused_shared_memory(shared)),
+        ]
+
     with suppress(AssertionError):
-        wait_until(
-            lambda: not any(map(is_running, pids)) and not list(folder.glob("ps-ray-*")),
-            timeout_s=3,
-        )
-    processes = [command_line(pid)[:30] for pid in pids if is_running(pid)]
-    return [*processes, *(path.name for path in folder.glob("ps-*"))]
+        wait_until(lambda: not find(), timeout_s=_LEFT_AFTER_S)
+    return find()
+
+
+def _unused_shared_memory(before: set[str]) -> set[str]:
+    """Return the files in shared memory that were not there before and that no process has."""
+    made = {str(_SHARED_MEMORY / name) for name in _names_in(_SHARED_MEMORY) - before}
+    for process in Path("/proc").glob("[0-9]*") if made else ():
+        with suppress(OSError):
+            made -= {*map(str, _open_files(process))}
+            mapped = (process / "maps").read_text()
+            made = {path for path in made if path not in mapped}
+    return made
 
 
 def _line(told: str, counts: Counts, course: Course, *, is_last: bool) -> str:

@@ -19,7 +19,7 @@ from benchmarks.two_hosts import FIRST, LINKS, SECOND, two_hosts
 from tests.faults.cable import Cable
 from tests.faults.expectations import TARGET, Expectation, Limits
 from tests.faults.load import EXPORT, Load, modes
-from tests.faults.measuring import Fault, Scene
+from tests.faults.measuring import Fault, Scene, temporary
 from tests.faults.processes import stand_still
 from tests.support.processes import descendants, program, run
 from tests.support.ray_nodes import OPEN, end_node, running_node
@@ -53,7 +53,7 @@ def _two_nodes(folder: Path, happen: Callable[[Hosts], None]) -> Iterator[Scene]
     head = ("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={rays}")
     environment = {
         **OPEN,
-        "TMPDIR": str(folder),
+        "TMPDIR": str(temporary(folder)),
         "RAY_ADDRESS": f"{FIRST}:{port}",
         "POLICY_SERVER_NUM_REPLICAS": "2",
     }

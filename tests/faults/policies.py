@@ -15,7 +15,7 @@ import onnxruntime
 
 from tests.faults.expectations import Expectation, Limits
 from tests.faults.load import CLIENTS, Harmful, Load, Question
-from tests.faults.measuring import Fault, Scene
+from tests.faults.measuring import Fault, Scene, temporary
 from tests.support.onnx_models import (
     DEADLY,
     FAILING,
@@ -26,10 +26,11 @@ from tests.support.onnx_models import (
 )
 from tests.support.server_processes import KEY, running_server
 
-__all__ = ["FAULTS"]
+__all__ = ["FAULTS", "never", "question_of"]
 
 _ROUTE = "/predict_deterministic_raw"
 _OBSERVATIONS = 32
+_FAILED = 500
 _MEMORY_BYTES = 1_000_000_000
 _AFTER_S, _AFTER_A_HANG_S = 25.0, 50.0
 # The server's own (`POLICY_SERVER_REQUEST_TIMEOUT_S`).
@@ -58,14 +59,15 @@ def _serving(
     model = failing_actor(home, is_lasting=True)
     (home / "schema.yaml").write_text(f"parameters: {{api_key: {KEY}, discrete: true}}")
     environment = {
-        "TMPDIR": str(folder),
+        "TMPDIR": str(temporary(folder)),
         "POLICY_SERVER_BACKEND": backend,
         "POLICY_SERVER_ENGINE": "onnxruntime",
         "POLICY_SERVER_NUM_REPLICAS": str(replicas),
         **settings,
     }
     with running_server(home, environment=environment) as server:
-        harmful = Harmful(server.url, [_question(row) for row in hostile], 1, pause_s=pause_s)
+        questions = [question_of(row, never)._replace(failure=_FAILED) for row in hostile]
+        harmful = Harmful(server.url, questions, 1, pause_s=pause_s)
         loads = {_OTHERS: Load(server.url, _questions(model)), _THOSE: harmful}
         yield Scene(server, loads, harmful.begins.set, after_s=after_s)
 
@@ -76,7 +78,7 @@ def _questions(model: Path) -> list[Question]:
     rows = np.random.default_rng(0).random((_OBSERVATIONS, 4), np.float32)
     modes = [int(session.run(None, {"obs": row[None]})[0].argmax()) for row in rows]
     return [
-        _question(row.tolist(), partial(_is_mode, mode))
+        question_of(row.tolist(), partial(_is_mode, mode))
         for row, mode in zip(rows, modes, strict=True)
     ]
 
@@ -85,7 +87,18 @@ def _is_mode(mode: int, answer: dict[str, Any]) -> bool:
     return bool(answer["actions"] == [mode])
 
 
-def _question(row: Sequence[float], is_right: Callable[[Any], bool] = bool) -> Question:
+def never(_: object) -> bool:
+    """Return False: an observation that harms a policy has no right answer."""
+    return False
+
+
+def question_of(row: Sequence[float], is_right: Callable[[Any], bool]) -> Question:
+    """Return a question about one observation.
+
+    Args:
+        row: its numbers.
+        is_right: whether the JSON of a 200 is the right answer.
+    """
     return Question(_ROUTE, json.dumps({"obs": list(row)}), is_right)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.faults.expectations import TARGET, Expectation, Limits, connections_lost
 from tests.faults.load import EXPORT, Load, modes
-from tests.faults.measuring import Fault, Scene
+from tests.faults.measuring import Fault, Scene, temporary
 from tests.support.processes import command_line, descendants
 from tests.support.server_processes import Server, compiled_home_of, running_server
 
@@ -112,7 +112,7 @@ def serving(
     """Serve a policy without memory, for a fault."""
     home = compiled_home_of(EXPORT, folder / "home")
     environment = {
-        "TMPDIR": str(folder),
+        "TMPDIR": str(temporary(folder)),
         "POLICY_SERVER_NUM_REPLICAS": str(replicas),
         "POLICY_SERVER_BACKEND": backend,
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.faults.expectations import TARGET, Expectation, connections_lost
 from tests.faults.load import EXPORT, OK, Load, Streams, modes
-from tests.faults.measuring import Fault, Scene
+from tests.faults.measuring import Fault, Scene, temporary
 from tests.faults.processes import pids_of
 from tests.support.processes import descendants
 from tests.support.server_processes import (
@@ -103,7 +103,7 @@ def _signal(server: Server, number: signal.Signals, *, is_to_all: bool) -> None:
 
 
 def _environment(folder: Path, backend: str) -> dict[str, str]:
-    return {"TMPDIR": str(folder), "POLICY_SERVER_BACKEND": backend}
+    return {"TMPDIR": str(temporary(folder)), "POLICY_SERVER_BACKEND": backend}
 
 
 def _is_ready(server: Server) -> Callable[[], bool]:

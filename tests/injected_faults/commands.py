@@ -88,6 +88,7 @@ _FETCHED = (
     "file://{folder}/new/policy.zip",
     "--schema-uri=file://{folder}/new/schema.yaml",
 )
+_EXPORTED = ("export", "policy.zip", "--to=onnx", "--output=policy.onnx", "--overwrite")
 COMMANDS = {
     "copy": Command(
         ("copy_server_files", "{folder}/new"), lambda folder: _prepared(folder, home=None), _PAIR
@@ -96,12 +97,14 @@ COMMANDS = {
     "fetch": Command(_FETCHED, _with_old_to_fetch, (*_PAIR, ".fetched.json")),
     "unzip": Command(("unzip",), lambda folder: _prepared(folder, home=NEW), ()),
     "schema": Command(
-        ("schema", "--model=policy.zip", "--output=drafted.yaml"),
+        ("schema", "policy.zip", "--output=drafted.yaml", "--overwrite"),
         lambda folder: _prepared(folder, home=NEW),
         ("drafted.yaml",),
     ),
     "export": Command(
-        ("export", "policy.onnx"), lambda folder: _prepared(folder, home=NEW), ("policy.onnx",)
+        _EXPORTED,
+        lambda folder: _prepared(folder, home=NEW),
+        ("policy.onnx",),
     ),
 }
 

@@ -30,6 +30,8 @@ _UPLOAD = (POLICIES / POLICY / "policy.zip").read_bytes()
 _START_TIMEOUT_S = 120.0
 _BATCH = [case["observation"] for case in cases_of(POLICY)] * 500
 _ALL = 100.0
+# Of a start that ends: as it stands in the log, and on standard error before there is one.
+_REASONS = ('"level": "ERROR"', '"level": "CRITICAL"', "policy server: ")
 _TOLERANCE = 1e-4
 
 Act = Callable[["Admin"], httpx.Response]
@@ -215,7 +217,8 @@ def _outcome_of_a_change(
 def _is_told(answer: httpx.Response) -> bool:
     """Return whether an error has the one shape of errors, and a line."""
     is_json = answer.headers.get("content-type") == "application/json"
-    return is_json and isinstance(answer.json()["detail"], str)
+    detail = answer.json()["detail"] if is_json else None
+    return isinstance(detail, str) and "\n" not in detail
 
 
 def _outcome_of_a_start(control: Control, home: Path, fault: Fault) -> Outcome:
@@ -225,13 +228,14 @@ def _outcome_of_a_start(control: Control, home: Path, fault: Fault) -> Outcome:
         wait_until(lambda: _has_ended(server) or _is_ready(server), timeout_s=_START_TIMEOUT_S)
         control.disarm()
         is_ready = not _has_ended(server)
-        told = server.output()
+        told, status = server.output(), server.process.poll()
         is_right = not is_ready or _answers(server)
     if not control.failed:
         return Outcome(fault, "not reached")
     if not is_right:
         return Outcome(fault, "half replaced", "another answer")
-    if not is_ready and ("Traceback" in told or '"level": "ERROR"' not in told):
+    is_told = any(words in told for words in _REASONS)
+    if not is_ready and ("Traceback" in told or not is_told or not status):
         return Outcome(fault, "not told in one line", told[-500:])
     with running_server(home.parent, environment=_environment(home)) as server:
         if not _answers(server):

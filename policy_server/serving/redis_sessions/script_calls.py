@@ -19,7 +19,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from policy_server.errors import SettingsError
+from policy_server.errors import SessionStoreError, SettingsError
 from policy_server.serving.redis_sessions.redis_failures import (
     describe_failure,
     is_elsewhere,
@@ -38,7 +38,7 @@ Argument: TypeAlias = bytes | str | int
 
 # A Redis in the same network answers in a millisecond.
 _TIMEOUT_S = 1.0
-# No request waits for a Redis that has just failed.
+# How soon a Redis that has failed is tried again.
 _PAUSE_S = 0.5
 # One that refuses some calls goes on with others.
 _QUIET_S = 5.0
@@ -48,14 +48,14 @@ _MOMENT_S = 0.05
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """A call of a script that waits for its answer."""
+    """A call of a script, and the answer that its caller waits for; None if nobody does."""
 
     script: Script
     arguments: Sequence[Argument]
-    answer: asyncio.Future[Any]
+    answer: asyncio.Future[Any] | None
 
     def give(self, found: object) -> None:
-        if self.answer.done():
+        if self.answer is None or self.answer.done():
             return
         if isinstance(found, Exception):
             self.answer.set_exception(found)
@@ -69,6 +69,9 @@ class RedisScripts:
     Calls that are made during a round trip share the next one. All of them reach Redis in the order
     in which they were made, one whose caller was cancelled too. Where the connection is lost, a
     call may reach Redis twice: a script has to bear that.
+
+    A Redis that fails is tried again from time to time, and until it answers calls fail at once. So
+    a call takes at the most two round trips of `timeout_s`: that before it, and its own.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class RedisScripts:
         Args:
             url: the address of the Redis, as the setting has it.
             timeout_s: the longest time that a round trip may take, in seconds.
-            pause_s: for how long calls fail at once after a failure, in seconds.
+            pause_s: how long after a failure Redis is tried again, in seconds.
             quiet_s: for how long Redis refuses nothing before its refusals are over, in seconds.
 
         Raises:
@@ -98,10 +101,17 @@ class RedisScripts:
         self._sending: asyncio.Task[None] | None = None
         self._quiet_s = quiet_s
         self._failed: str | None = None
-        self._paused_until = 0.0
+        self._trying: asyncio.Task[None] | None = None
+        # What nobody waits for, and Redis did not answer.
+        self._owed: list[_Call] = []
         # The reasons that were logged since Redis was reachable last.
         self._told: set[str] = set()
         self._refused_at: float | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Return whether Redis has answered since it failed last."""
+        return self._trying is None
 
     def call(self, script: Script, key: str, *arguments: Argument) -> asyncio.Future[Any]:
         """Run a script.
@@ -114,26 +124,40 @@ class RedisScripts:
         Returns:
             A future of its answer, which fails with a `SessionStoreError`. Whoever cancels it takes
             nothing back.
+
+        Raises:
+            SessionStoreError: if Redis fails already: the script was not sent.
         """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
-        if self._failed is not None and loop.time() < self._paused_until:
-            answer.set_exception(store_failure(self._failed))
-            return answer
-        self._waiting.append(_Call(script, (key, *arguments), answer))
-        if self._sending is None:
-            self._sending = asyncio.create_task(self._send())
+        if not self.is_answered:
+            raise self._failure()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._send_soon(_Call(script, (key, *arguments), answer))
         return answer
 
     def tell(self, script: Script, key: str, *arguments: Argument) -> None:
-        """Run a script whose answer nobody waits for; see `call`."""
-        self.call(script, key, *arguments).add_done_callback(_look_away)
+        """Run a script whose answer nobody waits for: now, or before all others once Redis answers.
+
+        See `call`.
+        """
+        call = _Call(script, (key, *arguments), None)
+        if self.is_answered:
+            self._send_soon(call)
+        else:
+            self._owed.append(call)
 
     async def aclose(self) -> None:
         """Wait for the calls so far, and close the connection."""
         if self._sending is not None:
             await self._sending
+        if self._trying is not None:
+            self._trying.cancel()
+            await asyncio.wait([self._trying])
         await self._disconnect()
+
+    def _send_soon(self, call: _Call) -> None:
+        self._waiting.append(call)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send())
 
     async def _send(self) -> None:
         calls: list[_Call] = []
@@ -145,9 +169,8 @@ class RedisScripts:
                     async with _time_limit(self._timeout_s):
                         await self._exchange(calls)
                 except (RedisError, OSError, ValueError) as error:
-                    await self._disconnect()
-                    self._note_failure(error)
-                    self._paused_until = asyncio.get_running_loop().time() + self._pause_s
+                    await self._fail(error)
+                    self._trying = asyncio.create_task(self._try())
                     break
         finally:
             self._sending = None
@@ -156,8 +179,38 @@ class RedisScripts:
 
     def _refuse(self, calls: Iterable[_Call]) -> None:
         for call in calls:
-            if not call.answer.done():
-                call.give(store_failure(self._failed or "does not answer"))
+            if call.answer is None:
+                self._owed.append(call)
+            else:
+                call.give(self._failure())
+
+    def _failure(self) -> SessionStoreError:
+        return store_failure(self._failed or "does not answer")
+
+    async def _fail(self, error: Exception) -> None:
+        await self._disconnect()
+        self._note_failure(error)
+
+    async def _try(self) -> None:
+        """Try to reach Redis until it answers, and make up for what it was told meanwhile.
+
+        It is asked for nothing else before: a Redis that stood still runs all that has reached it
+        when it goes on, such as turns of sessions which nobody waits for any more.
+        """
+        while not self.is_answered:
+            await asyncio.sleep(self._pause_s)
+            try:
+                async with _time_limit(self._timeout_s):
+                    await self._connection.connect()
+                    await self._ask([("PING",)])
+                while owed := self._owed[:_MOST_CALLS]:
+                    async with _time_limit(self._timeout_s):
+                        await self._round_trip(owed)
+                    del self._owed[: len(owed)]
+            except (RedisError, OSError, ValueError) as error:
+                await self._fail(error)
+            else:
+                self._trying = None
 
     async def _exchange(self, calls: Sequence[_Call]) -> None:
         """Send calls, and hand their answers over.
@@ -280,9 +333,3 @@ def _place_of(url: SecretStr) -> str:
     """Return the address without its user, password and options."""
     parts = urlsplit(url.get_secret_value())
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _look_away(answer: asyncio.Future[Any]) -> None:
-    """Take an error, which asyncio would report otherwise."""
-    if not answer.cancelled():
-        answer.exception()

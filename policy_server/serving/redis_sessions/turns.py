@@ -83,7 +83,8 @@ class Turn:
         self._most_long_bytes = most_long_bytes
         self._metrics = metrics
         self._record: SessionRecord | None = None
-        self._is_over = False
+        # It is, where Redis knows nothing of it.
+        self._is_over = True
         self._renewal: asyncio.TimerHandle | None = None
 
     @property
@@ -107,10 +108,12 @@ class Turn:
             OverloadedError: if `MOST_WAITING` requests wait for it already.
             SessionStoreError: if Redis fails.
         """
-        found = await self._ask(
+        asked = self._ask(
             *(scripts.TAKE, policy, _LEASE_MS, self._idle_ms),
             *(milliseconds(_COUNTS_S), MOST_WAITING),
         )
+        self._is_over = False
+        found = await asked
         if found[0] == Outcome.UNKNOWN:
             self._is_over = True
             raise unknown_session(policy, self.session_id)
