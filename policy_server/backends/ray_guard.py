@@ -1,7 +1,7 @@
 """The guard of a Ray: a small process that ends Ray's processes where a killed server could not.
 
-It is started with each Ray, `python -m policy_server.backends.ray_guard FOLDER`, and does not
-import Ray itself.
+It is started with each Ray, `python -m policy_server.backends.ray_guard SERVER FOLDER`, and does
+not import Ray itself. The folder may be removed meanwhile: the guard reads nothing in it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from policy_server.backends.ray_processes import GUARD, end_ray_in, server_of
+from policy_server.backends.ray_processes import GUARD, Process, end_ray_in, server_of
 
 __all__ = ["start_guard"]
 
@@ -23,10 +23,13 @@ def start_guard(folder: Path) -> subprocess.Popen[bytes]:
 
     Args:
         folder: the Ray's, as `make_rays_folder` returned it.
+
+    Raises:
+        OSError, ValueError: if the folder does not say whose Ray it is.
     """
     # In a session of its own: a Ctrl+C is for the server.
     return subprocess.Popen(  # noqa: S603 -- this interpreter and a module of ours
-        [sys.executable, "-m", GUARD, str(folder)],
+        [sys.executable, "-m", GUARD, str(server_of(folder)), str(folder)],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -35,22 +38,17 @@ def start_guard(folder: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def guard(folder: Path) -> None:
+def guard(server: Process, folder: Path) -> None:
     """Wait until the server of a Ray has ended, and end what it has left.
 
     Args:
-        folder: the Ray's; the guard ends with it.
+        server: the process that the Ray may not outlive; one that ends its Ray ends the guard too.
+        folder: the Ray's.
     """
-    try:
-        server = server_of(folder)
-    except (OSError, ValueError):
-        return
     while server.is_running():
-        if not folder.exists():
-            return
         time.sleep(_LOOK_EVERY_S)
     end_ray_in(folder)
 
 
 if __name__ == "__main__":
-    guard(Path(sys.argv[1]))
+    guard(Process.read(sys.argv[1]), Path(sys.argv[2]))

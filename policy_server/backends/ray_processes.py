@@ -219,7 +219,7 @@ def agents_in(folder: Path) -> list[int]:
 def _processes_in(folder: Path) -> list[int]:
     """Return the processes of Ray's, zombies apart, that use a folder."""
     place = f"{folder}{os.sep}"
-    guards_title = _GUARDS_TITLE + f"{folder}\0".encode()
+    guards_end = f"\0{folder}\0".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -227,7 +227,7 @@ def _processes_in(folder: Path) -> list[int]:
             # An agent or a worker that still imports has nothing open yet.
             is_here = place.encode() in title or _has_open(path, place)
             is_rays = is_here and any(word in title for word in _TITLES)
-            if is_rays or title.endswith(guards_title):
+            if is_rays or (_GUARDS_TITLE in title and title.endswith(guards_end)):
                 found.append(int(path.name))
     return [pid for pid in found if pid != os.getpid()]
 

@@ -1,5 +1,8 @@
 """The pulse of Ray's raylet and GCS: an end is heard of, and one that stands still is ended.
 
+So is a raylet whose sockets have been removed, such as with Ray's whole folder: it goes on, but no
+process that it starts can reach it, and a replica that dies would never be replaced.
+
 Both are gRPC servers, and an HTTP/2 server sends its settings to whoever connects (RFC 9113,
 section 3.4): a process that does so still turns its loop.
 
@@ -11,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Self
@@ -35,6 +38,7 @@ _LOOKS = 5
 _LOOK_TIMEOUT_S = 1.0
 # How often ends are looked for where the kernel does not tell of them.
 _LOOK_EVERY_S = 0.1
+_LOOK_AT_SOCKETS_EVERY_S = 1.0
 
 
 async def first_end(processes: Sequence[Process]) -> None:
@@ -88,23 +92,30 @@ class WatchedProcess:
     Attributes:
         process: the process.
         host: the address of its gRPC server.
-        port: the port there; 0 where it is not known, and only its end counts.
+        port: the port there; 0 where it is not known, and its pulse does not count.
+        sockets: the paths at which processes of this machine reach it.
     """
 
     process: Process
     host: str = ""
     port: int = 0
+    sockets: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, text: str) -> Self:
         """Return the process that `str` has written."""
-        place, _, process = text.partition(" ")
+        first, *sockets = text.split("\n")
+        place, _, process = first.partition(" ")
         host, _, port = place.rpartition(":")
-        return cls(Process.read(process), host, int(port))
+        return cls(Process.read(process), host, int(port), tuple(sockets))
 
     def __str__(self) -> str:
-        """Return its address and the process."""
-        return f"{self.host}:{self.port} {self.process}"
+        """Return its address and the process, and its sockets on lines of their own."""
+        return "\n".join([f"{self.host}:{self.port} {self.process}", *self.sockets])
+
+    def missing_sockets(self) -> list[str]:
+        """Return the sockets that are not there any more, or that this user can't reach."""
+        return [path for path in self.sockets if not os.path.exists(path)]  # noqa: PTH110 -- `Path.exists` raises where a folder may not be entered
 
     async def has_pulse(self, *, timeout_s: float = _LOOK_TIMEOUT_S) -> bool:
         """Return whether it sends its settings in time.
@@ -135,8 +146,13 @@ async def end_standstills(
         watched: the raylet and the GCS of a Ray.
         limit_s: the longest time without a pulse, in seconds.
     """
-    known = [one for one in watched if one.port]
-    looking = [asyncio.create_task(_end_standstill(one, limit_s)) for one in known]
+    async with _looking([_end_standstill(one, limit_s) for one in watched if one.port]):
+        yield
+
+
+@asynccontextmanager
+async def _looking(looks: Iterable[Coroutine[None, None, None]]) -> AsyncIterator[None]:
+    looking = [asyncio.create_task(look) for look in looks]
     try:
         yield
     finally:
@@ -146,13 +162,15 @@ async def end_standstills(
 
 
 async def first_lost(watched: Sequence[WatchedProcess], *, limit_s: float = PULSE_LIMIT_S) -> None:
-    """Wait until the first has ended, or stood still and been killed.
+    """Wait until the first has ended, or was killed: it stood still, or its sockets had gone.
 
     Args:
         watched: the raylet and the GCS of a Ray.
         limit_s: the longest time without a pulse, in seconds.
     """
-    async with end_standstills(watched, limit_s=limit_s):
+    # While Ray is ended, its sockets go by themselves: nobody waits here any more.
+    cut_off = [_end_cut_off(one) for one in watched if one.sockets]
+    async with end_standstills(watched, limit_s=limit_s), _looking(cut_off):
         await first_end([one.process for one in watched])
 
 
@@ -172,4 +190,13 @@ async def _end_standstill(watched: WatchedProcess, limit_s: float) -> None:
         missed = 0 if await watched.has_pulse(timeout_s=pause_s) else missed + 1
     if watched.process.is_running():
         logger.warning("ray_stands_still", extra={"ended": watched.process.pid})
+        watched.process.kill()
+
+
+async def _end_cut_off(watched: WatchedProcess) -> None:
+    while not (missing := watched.missing_sockets()):
+        await asyncio.sleep(_LOOK_AT_SOCKETS_EVERY_S)
+    if watched.process.is_running():
+        extra = {"ended": watched.process.pid, "missing": missing}
+        logger.warning("ray_sockets_removed", extra=extra)
         watched.process.kill()

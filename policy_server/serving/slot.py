@@ -558,7 +558,10 @@ class PolicySlot:
     def _split(self) -> Traffic:
         if self._traffic is None:
             if self.failure is not None:
-                raise NotReadyError(f"the policy {self.name} can't be served: {self.failure}")
+                # The reason may name files of this machine; the log has it.
+                raise NotReadyError(
+                    f"the policy {self.name} can't be served; the server's log has the reason"
+                )
             raise NotReadyError("the policy is not loaded yet; try again in a few seconds")
         return self._traffic
 

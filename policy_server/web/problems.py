@@ -16,7 +16,14 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from policy_server.errors import ObservationError, PolicyServerError
+from policy_server.errors import (
+    ExportError,
+    ModelError,
+    ObservationError,
+    PolicyServerError,
+    SchemaError,
+    SettingsError,
+)
 
 __all__ = ["describe_error", "error_response", "install_error_handlers", "send_error"]
 
@@ -27,6 +34,9 @@ _REFUSAL = "websocket.http.response"
 _POLICY_VIOLATION = 1008
 _GONE_AFTER_S = 1.0
 _GENERIC = "internal error; the server's log has the reason"
+# Of these, the message is for the operator: it names files and settings of the server's machine.
+_OPERATORS = (ExportError, ModelError, SchemaError, SettingsError)
+_NOT_SERVED = "the policy can't be served; the server's log has the reason"
 
 
 def error_response(error: Exception, *, request_id: str) -> Response:
@@ -88,6 +98,8 @@ def describe_error(
         logger.error("request_failed", exc_info=error, extra={"request_id": request_id})
     if not isinstance(error, PolicyServerError):
         return HTTPStatus.INTERNAL_SERVER_ERROR, _GENERIC, None
+    if isinstance(error, _OPERATORS):
+        return error.status, _NOT_SERVED, error.headers
     return error.status, error.message, error.headers
 
 

@@ -107,6 +107,22 @@ def test_guard_ends_a_ray_whose_server_was_killed(server: subprocess.Popen[bytes
     assert not folder.exists()
 
 
+def test_guard_ends_a_ray_whose_folder_was_removed_before_its_server_was_killed(
+    server: subprocess.Popen[bytes],
+) -> None:
+    folder = make_rays_folder(server.pid)
+    worker = worker_in(folder)
+    guard = start_guard(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(subprocess.TimeoutExpired):
+        guard.wait(2)
+    server.kill()
+    server.wait()
+
+    assert guard.wait(30) == 0
+    assert worker.wait(10) == -9
+
+
 def test_guard_ends_with_its_ray() -> None:
     folder = make_rays_folder(os.getpid())
     guard = start_guard(folder)

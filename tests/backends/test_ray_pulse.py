@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -79,7 +82,49 @@ async def test_process_without_a_known_server_is_heard_of_when_it_ends(server: C
     assert not are_running([watched])
 
 
-def test_watched_process_is_read_as_it_was_written(watched: WatchedProcess) -> None:
+@pytest.mark.parametrize("what", ["socket", "folder", "folder, with an empty one in its place"])
+async def test_process_whose_sockets_are_removed_is_ended(
+    server: Child, watched: WatchedProcess, what: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sockets"
+    folder.mkdir()
+    paths = [folder / "raylet", folder / "plasma store"]
+    for path in paths:
+        path.touch()
+    watched = replace(watched, sockets=tuple(map(str, paths)))
+    lost = asyncio.create_task(first_lost([watched]))
+    # Longer than a look at them takes to come.
+    assert await asyncio.wait([lost], timeout=1.5) == (set(), {lost})
+
+    if what == "socket":
+        paths[1].unlink()
+    else:
+        shutil.rmtree(folder)
+        if what != "folder":
+            folder.mkdir()
+    await asyncio.wait_for(lost, 20)
+
+    assert server.process.wait(10) == -signal.SIGKILL
+
+
+async def test_sockets_that_go_while_ray_ends_kill_nothing(
+    server: Child, watched: WatchedProcess, tmp_path: Path
+) -> None:
+    watched = replace(watched, sockets=(str(tmp_path / "raylet"),))
+
+    async with end_standstills([watched], limit_s=20):
+        # Longer than a look at them takes to come.
+        await asyncio.sleep(1.5)
+
+    assert server.process.poll() is None
+
+
+@pytest.mark.parametrize("sockets", [(), ("/r s/raylet", "/r s/plasma_store")])
+def test_watched_process_is_read_as_it_was_written(
+    watched: WatchedProcess, sockets: tuple[str, ...]
+) -> None:
+    watched = replace(watched, sockets=sockets)
+
     assert WatchedProcess.read(str(watched)) == watched
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +81,20 @@ def _raylet_and_server(server: Server) -> None:
     killed(_RAYLET)(server)
     server.child.wait_until(lambda: '"ray_lost"' in server.output())
     server.process.terminate()
+
+
+def _without_folder(server: Server, *, number: int | None = None) -> None:
+    """Remove Ray's folder, as what clears temporary folders does, and kill the only replica.
+
+    Args:
+        server: the server.
+        number: of the signal that the server gets then; None for none.
+    """
+    [guard] = pids_of(server, "ray_guard")
+    shutil.rmtree(command_line(guard).split()[-1])
+    killed("ServeReplica")(server)
+    if number is not None:
+        os.kill(server.process.pid, number)
 
 
 def _web_process(server: Server, *, has_started_ray: bool) -> int:
@@ -195,6 +210,23 @@ FAULTS = {
     ),
     "gcs": _fault("Ray's GCS killed", killed(_GCS)),
     "both": _fault("raylet and GCS killed", killed(_GCS, _RAYLET)),
+    "folder": _fault("Ray's folder removed, and the only replica killed", _without_folder),
+    "folder-workers": _fault(
+        "Ray's folder removed and the only replica killed, two web processes",
+        _without_folder,
+        workers=2,
+    ),
+    "folder-term": _fault(
+        "Ray's folder removed, the only replica killed, and SIGTERM at once",
+        partial(_without_folder, number=signal.SIGTERM),
+        is_last=True,
+    ),
+    "folder-kill": _fault(
+        "Ray's folder removed, and its only replica and the server killed",
+        partial(_without_folder, number=signal.SIGKILL),
+        connections_lost(),
+        is_last=True,
+    ),
     "agent": _fault("Ray's dashboard agent killed", killed(_AGENT)),
     "agent-frozen": _fault(f"Ray's dashboard agent stopped for {_STILL_S:g} s", _still(_AGENT)),
     "guard": _fault("the guard of Ray killed", killed("ray_guard")),

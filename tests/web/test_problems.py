@@ -8,7 +8,15 @@ import math
 
 import pytest
 
-from policy_server.errors import DistributionError, PolicyFailedError
+from policy_server.errors import (
+    DistributionError,
+    ExportError,
+    ModelError,
+    PolicyFailedError,
+    PolicyServerError,
+    SchemaError,
+    SettingsError,
+)
 from policy_server.policy import ActionOutput
 from tests.support.fakes import FakeBackend, integer_backend, signature_of
 from tests.support.waiting import until
@@ -128,6 +136,23 @@ async def test_policy_that_fails_is_500_logged_with_its_request_id(
     (record,) = [item for item in caplog.records if item.message == "request_failed"]
     assert record.__dict__["request_id"] == "id-7"
     assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("kind", [ModelError, SchemaError, SettingsError, ExportError])
+async def test_error_about_the_servers_files_is_told_in_full_in_the_log_alone(
+    kind: type[PolicyServerError], caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = integer_backend()
+    backend.error = kind("/srv/models/door: can't be read: no such file")
+
+    with caplog.at_level(logging.ERROR, "policy_server"):
+        async with serve(backend) as client:
+            response = await client.post("/predict", json=POISON)
+
+    assert_error(response, 500)
+    told = "the policy can't be served; the server's log has the reason"
+    assert response.json() == {"detail": told}
+    assert "/srv/models/door: can't be read: no such file" in caplog.text
 
 
 async def test_bug_of_ours_is_a_generic_500_logged_once(

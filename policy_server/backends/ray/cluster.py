@@ -414,6 +414,8 @@ class RayCluster:
 
     async def _keep(self) -> None:
         """Renew this process's entries in the ledger, and store lost files again."""
+        # Why it could not be renewed, as the log was told last.
+        told = ""
         while True:
             await asyncio.sleep(RENEWAL_PERIOD_S)
             try:
@@ -425,9 +427,12 @@ class RayCluster:
                     application = self._applications.get(name)
                     if name in deployed and application is not None:
                         await self._store_again(application, ledger)
+                told = ""
             except Exception as error:
                 # It is tried again; replicas that run need neither.
-                logger.warning("ledger_not_renewed", extra={"reason": reason_of(error)})
+                if (reason := reason_of(error)) != told:
+                    told = reason
+                    logger.warning("ledger_not_renewed", extra={"reason": reason})
 
     async def _store_again(self, application: Application, ledger: Ledger) -> None:
         version = application.version

@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -276,10 +277,11 @@ def _watched(node: LeanNode) -> list[WatchedProcess]:
         GCS: (host, int(port)),
         RAYLET: (known["NodeManagerAddress"], known["NodeManagerPort"]),
     }
+    sockets = {GCS: (), RAYLET: (node.raylet_socket_name, node.plasma_store_socket_name)}
     found = []
     for kind, pid in node.needed_pids().items():
-        watched = WatchedProcess(Process.of(pid), *servers[kind])
+        watched = WatchedProcess(Process.of(pid), *servers[kind], sockets[kind])
         # Behind TLS (RAY_USE_TLS) a server greets nobody.
         is_told = asyncio.run(watched.has_pulse())
-        found.append(watched if is_told else WatchedProcess(watched.process))
+        found.append(watched if is_told else replace(watched, host="", port=0))
     return found

@@ -19,7 +19,7 @@ from policy_server.backends.ray.replica_limits import CallWatch, ReplicaLimits, 
 from policy_server.backends.ray.replica_list import announce
 from policy_server.engine.cache import decode
 from policy_server.engine.network import NetworkPolicy
-from policy_server.errors import ModelError, NotReadyError, PolicyFailedError, PolicyServerError
+from policy_server.errors import ModelError, NotReadyError, PolicyServerError
 from policy_server.policy import Policy, PolicyInputs, PolicyOutputs, PolicySignature
 from policy_server.schema import ServerSchema
 
@@ -76,7 +76,7 @@ class PolicyReplica:
             except PolicyServerError as error:
                 self._failure = error
             except Exception as error:
-                self._failure = PolicyFailedError(
+                self._failure = ModelError(
                     f"the policy can't be loaded: {type(error).__name__}: {error}"
                 )
                 self._failure.__cause__ = error

@@ -58,7 +58,7 @@ class SharedRay:
         """
         self._call = call
         self._settings = settings
-        # Where it was killed, this process has another parent.
+        # Where it is killed, this process has another parent.
         self._server = os.getppid()
         self._own = OwnRay(settings, server=self._server)
         self._dead: list[OwnRay] = []
@@ -99,6 +99,10 @@ class SharedRay:
         if self.is_alive():
             # The applications could not be had on it; another try may have them.
             return
+        if os.getppid() != self._server:
+            # The server was killed, and this worker ends: the guard of another Ray would end it.
+            self.is_waiting = True
+            await asyncio.Event().wait()
         if self._has_started:
             self._dead.append(self._own)
             self._own = OwnRay(self._settings, server=self._server)

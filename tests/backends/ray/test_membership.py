@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -108,3 +109,22 @@ async def test_owner_whose_ray_lives_starts_no_other_one(
     await kind(Settings(), thread).rejoin()
 
     assert thread.called == []
+
+
+async def test_worker_whose_server_was_killed_starts_no_other_ray(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Its guard ends Ray; the worker, which ends too, would start one that the next guard ends.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(SharedRay, "is_alive", lambda _: False)
+    thread = RaysThread()
+    shared = SharedRay(Settings(), thread)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+
+    joining = asyncio.create_task(shared.rejoin())
+    await turns()
+    is_waiting = shared.is_waiting
+    joining.cancel()
+    await asyncio.gather(joining, return_exceptions=True)
+
+    assert (is_waiting, thread.called) == (True, [])
