@@ -287,9 +287,11 @@ class Gate:
         """Give the path its prefix and no trailing slash, as ASGI wants it, and return the route.
 
         A proxy may have stripped the prefix or not; a host that mounts us leaves its own in the
-        path. The router takes the prefix off once, so that the checked path is the routed one.
+        path. The router takes the prefix off once, so that the checked path is the routed one. The
+        host's own prefix stays as `mount_path`.
         """
         mount: str = scope.get("root_path", "")
+        scope["mount_path"] = mount
         prefix = self._root_path or mount
         path = _without(mount, scope["path"])
         if prefix != mount:

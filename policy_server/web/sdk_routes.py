@@ -89,7 +89,7 @@ def _own_url(request: Request) -> str:
     A host that mounts the application has left its own prefix beside the mount's.
     """
     _, port = request.scope.get("server") or (None, None)
-    own, above = request.scope["root_path"], request.scope.get("app_root_path")
+    own, above = request.scope["mount_path"], request.scope.get("app_root_path")
     mount = "" if above is None else own.removeprefix(above)
     return f"http://localhost:{port or _PORT}{mount}"
 

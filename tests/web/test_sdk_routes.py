@@ -47,7 +47,7 @@ class Generator:
         }
 
 
-def gate_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> Gate:
+def gate_of(folder: Path, generator: Generator, *, wait_s: float = 30, root_path: str = "") -> Gate:
     app = FastAPI()
     store = SdkStore(folder, generate=generator)
     app.include_router(client_routes(store, lambda: DOCUMENT, wait_s=wait_s))
@@ -60,7 +60,7 @@ def gate_of(folder: Path, generator: Generator, *, wait_s: float = 30) -> Gate:
         streams=app,
         keys=keys,
         client_limits=ClientLimits(keys),
-        root_path="",
+        root_path=root_path,
         max_batch_body_bytes=1024,
         max_body_bytes=1,
         metrics=Metrics(),
@@ -85,9 +85,12 @@ async def test_clients_of_one_language_are_a_zip_of_its_files(tmp_path: Path) ->
     assert files_of(response.content)[PurePosixPath("typescript/language")] == b"typescript"
 
 
-async def test_clients_of_a_mounted_application_call_the_path_of_the_mount(tmp_path: Path) -> None:
+@pytest.mark.parametrize("proxys_prefix", ["", "/app/v1"])
+async def test_clients_of_a_mounted_application_call_the_path_of_the_mount(
+    tmp_path: Path, proxys_prefix: str
+) -> None:
     host = FastAPI()
-    host.mount("/policies/mouse", gate_of(tmp_path, Generator()))
+    host.mount("/policies/mouse", gate_of(tmp_path, Generator(), root_path=proxys_prefix))
     transport = httpx.ASGITransport(host)
 
     async with httpx.AsyncClient(transport=transport, base_url="http://somewhere:81") as client:
