@@ -11,7 +11,6 @@ from tests.support.web import (
     OBSERVATION,
     assert_error,
     assert_invalid,
-    serve,
     serve_shared,
 )
 
@@ -36,7 +35,7 @@ async def test_header_that_is_given_twice_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["x-step", "x-previous-reward", "x-previous-action"])
 async def test_header_of_a_step_that_is_given_twice_is_refused(name: str) -> None:
-    async with serve(summing_backend()) as client:
+    async with serve_shared(summing_backend) as client:
         path = f"{await begun(client)}/predict"
         answer = await client.post(path, json=OBSERVATION, headers=[(name, "0"), (name, "0")])
 
@@ -73,7 +72,7 @@ async def test_id_of_an_episode_is_short_since_it_is_kept(*, has_fast_path: bool
 
 @pytest.mark.parametrize("name", ["x-policy-version", "x-episode-id", "x-state"])
 async def test_step_of_a_session_takes_nothing_that_the_session_has(name: str) -> None:
-    async with serve(summing_backend()) as client:
+    async with serve_shared(summing_backend) as client:
         path = f"{await begun(client)}/predict"
         answer = await client.post(path, json=OBSERVATION, headers={name: "new"})
 
@@ -130,7 +129,7 @@ async def test_session_takes_its_episode_from_the_header_where_the_body_has_none
 
 @pytest.mark.parametrize("number", ["1_0", "1 0", "\u0663", "0_"])
 async def test_numbers_are_digits(number: str) -> None:
-    async with serve(summing_backend()) as client:
+    async with serve_shared(summing_backend) as client:
         path, text = f"{await begun(client)}/predict", number.encode()
         step = await client.post(path, json=OBSERVATION, headers={b"x-step": text})
         reward = await client.post(path, json=OBSERVATION, headers={b"x-previous-reward": text})
