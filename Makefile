@@ -4,6 +4,10 @@ PORT ?= 8000
 VENV := .venv
 PYTHON_IN_VENV := $(VENV)/bin/python
 
+# Images often forbid Python to keep compiled modules. Tests start hundreds of processes, each of which
+# would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The stamps say which requirements .venv holds, so that pip runs only when those change.
 SERVING := $(VENV)/.requirements
 DEVELOPMENT := $(VENV)/.requirements-dev

@@ -22,6 +22,12 @@ except SystemExit:
     pass
 print(os.environ["OPENBLAS_NUM_THREADS"])
 """
+NO_POLICY = "schema.yaml: not found"
+WRONG_SETTING = (
+    {"POLICY_SERVER_NUM_REPLICAS": "0"},
+    "POLICY_SERVER_NUM_REPLICAS: expected greater than",
+)
+UNKNOWN_SETTING = {"POLICY_SERVER_COLOUR": "1"}, "POLICY_SERVER_COLOUR: is no setting"
 
 
 @pytest.mark.parametrize(
@@ -52,18 +58,21 @@ def test_numpy_computes_on_one_thread_unless_told_otherwise(
     assert done.stdout.split() == [expected]
 
 
+# Each case is a start of its own: each reason once, and each format where it is chosen: by settings
+# that were read and, where those are wrong, by the environment alone.
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("log_format", "given", "reason"),
     [
-        ({}, "schema.yaml: not found"),
-        ({"POLICY_SERVER_NUM_REPLICAS": "0"}, "POLICY_SERVER_NUM_REPLICAS: expected greater than"),
-        ({"POLICY_SERVER_COLOUR": "1"}, "POLICY_SERVER_COLOUR: is no setting"),
+        ("auto", {}, NO_POLICY),
+        ("JSON", {}, NO_POLICY),
+        ("text", {}, NO_POLICY),
+        ("json", *WRONG_SETTING),
+        ("text", *WRONG_SETTING),
+        ("auto", *UNKNOWN_SETTING),
     ],
-    ids=["no policy", "wrong setting", "unknown setting"],
 )
-@pytest.mark.parametrize("log_format", ["auto", "json", "JSON", "text"])
 def test_start_that_fails_is_one_line_in_the_form_of_the_log(
-    given: dict[str, str], reason: str, log_format: str, tmp_path: Path
+    log_format: str, given: dict[str, str], reason: str, tmp_path: Path
 ) -> None:
     environment = {
         **os.environ,

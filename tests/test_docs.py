@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import subprocess
 import tomllib
@@ -36,6 +37,7 @@ from policy_server.web.route_table import RouteTable
 from tests.support.documents import code_blocks, names, rows, section, without_code
 from tests.support.fakes import components_of, integer_backend, registry_of, signature_of, slot_of
 from tests.support.folders import ROOT
+from tests.support.processes import run
 from tests.support.web import SCHEMA, build, client_of, serve
 
 README = ROOT / "README.md"
@@ -469,6 +471,17 @@ def test_page_names_no_make_target_that_does_not_exist(page: Path) -> None:
 
 
 # Tests
+
+
+def test_processes_of_tests_keep_compiled_modules_where_an_image_forbids_it() -> None:
+    shown = run(
+        *("make", "--file=-", "shown"),
+        typed="include Makefile\nshown:\n\t@env\n",
+        environment={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+
+    assert "PATH=" in shown.stdout
+    assert "PYTHONDONTWRITEBYTECODE" not in shown.stdout
 
 
 def test_no_test_file_imports_another() -> None:

@@ -181,6 +181,15 @@ except PolicyServerError as error:
 """
 
 
+@pytest.fixture(scope="module")
+def compiled_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Put an example in place, with its compiled policy."""
+    home = tmp_path_factory.mktemp("home")
+    whole = typed("copy_server_files", str(EXAMPLE), environment=without("", home))
+    assert whole.returncode == 0, whole.stderr
+    return home
+
+
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
@@ -193,15 +202,12 @@ except PolicyServerError as error:
     ],
 )
 def test_policy_that_was_compiled_before_needs_tensorflow_only_if_asked_to(
-    engine: str, said: str, tmp_path: Path
+    engine: str, said: str, compiled_home: Path
 ) -> None:
-    whole = typed("copy_server_files", str(EXAMPLE), environment=without("", tmp_path))
-    assert whole.returncode == 0, whole.stderr
-
     ended = subprocess.run(
         [sys.executable, "-c", SERVED],
         cwd=ROOT,
-        env=without("tensorflow", tmp_path, POLICY_SERVER_ENGINE=engine),
+        env=without("tensorflow", compiled_home, POLICY_SERVER_ENGINE=engine),
         capture_output=True,
         text=True,
         timeout=100,

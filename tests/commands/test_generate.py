@@ -47,6 +47,8 @@ COMMANDS = [
     "unzip",
 ]
 
+OBSERVATION = '{"links": [1e-3, 2], "is_open": false}'
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -410,18 +412,22 @@ def test_a_policy_is_put_in_place_and_removed_again(
     assert capsys.readouterr().out == "nothing to remove\n"
 
 
-def test_inspect_and_schema_work_on_an_example(home: Path) -> None:
+def test_inspect_and_schema_work_on_an_example(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     example = str(ROOT / "examples" / "mouse_and_cheese")
 
     code, out, err = type_in("inspect", example)
     assert (code, err) == (0, "")
     assert out.splitlines()[-1].endswith("schema.yaml fits")
 
-    assert type_in("schema", example, "--output", "schema.yaml")[0] == 1
+    assert generate.main(["schema", example, "--output", "schema.yaml"]) == 1
     assert (home / "schema.yaml").read_text() == SCHEMA
-    assert type_in("schema", example, "--output=schema.yaml", "--overwrite")[0] == 0
-    code, out, err = type_in("schema", example)
-    assert (code, err) == (0, "")
+    assert generate.main(["schema", example, "--output=schema.yaml", "--overwrite"]) == 0
+    capsys.readouterr()
+    assert generate.main(["schema", example]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
     without_key = [line for line in out.splitlines() if "api_key" not in line]
     drafted = (home / "schema.yaml").read_text().splitlines()
     assert without_key == [line for line in drafted if "api_key" not in line]
@@ -448,23 +454,28 @@ def test_inspect_ends_with_1_where_the_schema_does_not_fit(
         ["--deterministic", '{"links": [1, 2], "is_open": true}'],
         ["--observation", "[1, 2, 1]", "--key", KEY],
         ["observation.json"],
-        ["-"],
         [],
     ],
-    ids=["list", "object", "behind-a-flag", "options", "file", "stdin", "example"],
+    ids=["list", "object", "behind-a-flag", "options", "file", "example"],
 )
 def test_predict_takes_an_observation_in_every_form(
-    home: Path, url: str, arguments: list[str]
+    home: Path, url: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    observation = '{"links": [1e-3, 2], "is_open": false}'
-    (home / "observation.json").write_text(observation)
+    (home / "observation.json").write_text(OBSERVATION)
 
-    code, out, err = type_in("predict", *arguments, "--url", url, piped=observation)
+    assert generate.main(["predict", *arguments, "--url", url]) == 0
 
-    assert code == 0
-    assert json.loads(out)["actions"] in ([0], [1])
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["actions"] in ([0], [1])
     example = 'the server\'s example: {"links": [0.0, 0.0], "is_open": true}\n'
-    assert err == ("" if arguments else example)
+    assert captured.err == ("" if arguments else example)
+
+
+def test_predict_takes_an_observation_from_standard_input(url: str) -> None:
+    code, out, err = type_in("predict", "-", "--url", url, piped=OBSERVATION)
+
+    assert (code, err) == (0, "")
+    assert json.loads(out)["actions"] in ([0], [1])
 
 
 def test_predict_gives_the_distribution(url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -480,10 +491,12 @@ def test_predict_is_reproducible_with_a_seed(url: str, capsys: pytest.CaptureFix
     assert first == second
 
 
-def test_predict_puts_refusals_in_words(url: str) -> None:
-    code, out, err = type_in("predict", '{"links": [1], "is_open": 1}', "--url", url)
-    assert (code, out) == (1, "")
-    assert err.splitlines() == [
+def test_predict_puts_refusals_in_words(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["predict", '{"links": [1], "is_open": 1}', "--url", url]) == 1
+
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
         f"generate.py: {url}/predict: refused, since",
         "  links: List should have at least 2 items after validation, not 1",
         "  is_open: Input should be a valid boolean",

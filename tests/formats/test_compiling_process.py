@@ -81,7 +81,7 @@ def test_the_process_that_asks_does_not_import_tensorflow(model: Model) -> None:
     assert done.stdout.split() == ["True", "False"]
 
 
-async def test_compiled_policy_answers_as_the_model_does(tmp_path: Path) -> None:
+async def test_compiled_policy_answers_as_the_model_does_and_is_kept(tmp_path: Path) -> None:
     built = V1Policy()
     model = identify_model(built.save(tmp_path / "m"))
     rows = observations(32).astype(np.float32)
@@ -91,29 +91,22 @@ async def test_compiled_policy_answers_as_the_model_does(tmp_path: Path) -> None
     assert compiled is not None
     assert compiled.signature.engine == "numpy"
     assert compiled.network.compile()(rows) == pytest.approx(built.expected_inputs(rows), abs=1e-5)
-
-
-async def test_what_was_compiled_is_kept(model: Model) -> None:
-    await find(model)
     kept = (model.folder / KEPT).stat().st_mtime_ns
 
     assert await find(model) is not None
     assert (model.folder / KEPT).stat().st_mtime_ns == kept
 
 
-async def test_that_tensorflow_is_needed_is_kept(uncompilable: Model) -> None:
+async def test_that_tensorflow_is_needed_is_kept_and_refuses_numpy_alone(
+    uncompilable: Model,
+) -> None:
     assert await find(uncompilable) is None
+    with pytest.raises(ModelError, match="can't be computed by NumPy"):
+        await find(uncompilable, "numpy")
     # What is kept is believed: without the model nothing could be compiled.
     (uncompilable.folder / "saved_model.pb").unlink()
 
     assert await find(uncompilable) is None
-
-
-async def test_numpy_alone_is_refused_where_tensorflow_is_needed(uncompilable: Model) -> None:
-    await find(uncompilable)
-
-    with pytest.raises(ModelError, match="can't be computed by NumPy"):
-        await find(uncompilable, "numpy")
 
 
 async def test_tensorflow_alone_compiles_nothing_and_is_tried_once(model: Model) -> None:

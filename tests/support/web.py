@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -114,9 +115,36 @@ async def serve(
         yield client
 
 
+@functools.cache
+def shared_app(
+    make_backend: Callable[[], FakeBackend] = integer_backend,
+    **options: Any,  # noqa: ANN401 -- what `build` takes
+) -> Application:
+    """Build an app over a fake policy once in a run; each test runs its lifespan anew.
+
+    Building one, and its first request, take most of the time of a test that asks a few questions.
+    For tests alone that leave the app as it was: without limits that are used up, without routes
+    or patches of their own, and without a look at its counts.
+    """
+    return build(make_backend(), **options)
+
+
+@asynccontextmanager
+async def serve_shared(
+    make_backend: Callable[[], FakeBackend] = integer_backend,
+    *,
+    key: str | None = KEY,
+    **options: Any,  # noqa: ANN401 -- what `build` takes
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve a fake policy by an app that other tests use too, and give a client of it."""
+    app = shared_app(make_backend, **options)
+    async with running(app), client_of(app, key=key) as client:
+        yield client
+
+
 async def document_of(schema: str = SCHEMA) -> dict[str, Any]:
     """Return the OpenAPI document of a server."""
-    async with serve(key=None, schema=schema) as client:
+    async with serve_shared(key=None, schema=schema) as client:
         return dict((await client.get("/openapi.json")).json())
 
 

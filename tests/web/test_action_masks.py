@@ -24,6 +24,7 @@ from tests.support.web import (
     client_of,
     running,
     serve,
+    serve_shared,
     validator_of,
 )
 
@@ -40,6 +41,11 @@ parameters: {api_key: "1234567asdfgh"}
 # The first action may be 0 or 1, the second 0 only; without a mask the last choices are likeliest.
 MASK = [1, 1, 0, 1, 0]
 forms = pytest.mark.parametrize("suffix", ["", "_raw"], ids=["named", "raw"])
+
+
+def two_choices() -> FakeBackend:
+    """Return a policy of two actions, of three and of two choices."""
+    return masked_backend(3, 2)
 
 
 def body_of(suffix: str, **fields: object) -> dict[str, Any]:
@@ -64,7 +70,7 @@ async def actions_of(client: httpx.AsyncClient, path: str, **options: Any) -> An
 @forms
 async def test_mask_holds_in_every_kind_of_answer(suffix: str) -> None:
     body = body_of(suffix, action_mask=MASK)
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         mode = await client.post(f"/predict_deterministic{suffix}", json=body)
         stated = await client.post(f"/distribution{suffix}", json=body)
         drawn = [await actions_of(client, f"/predict{suffix}", json=body) for _ in range(40)]
@@ -84,7 +90,7 @@ async def test_mask_holds_in_every_kind_of_answer(suffix: str) -> None:
 async def test_all_choices_are_allowed_without_a_word_to_the_contrary(
     suffix: str, mask: dict[str, object]
 ) -> None:
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         answer = await actions_of(
             client, f"/predict_deterministic{suffix}", json=body_of(suffix, **mask)
         )
@@ -101,7 +107,7 @@ async def test_all_choices_are_allowed_without_a_word_to_the_contrary(
 async def test_mask_may_be_written_as_numbers_or_truth_values(
     suffix: str, mask: list[object]
 ) -> None:
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         answer = await actions_of(
             client, f"/predict_deterministic{suffix}", json=body_of(suffix, action_mask=mask)
         )
@@ -110,7 +116,7 @@ async def test_mask_may_be_written_as_numbers_or_truth_values(
 
 
 async def test_flat_observation_may_end_with_its_mask() -> None:
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         answer = await actions_of(
             client, "/predict_deterministic_raw", json={"obs": [0, 1.5, *MASK]}
         )
@@ -140,7 +146,7 @@ MISTAKES: dict[str, tuple[object, str, str]] = {
 async def test_mask_that_is_none_is_refused_in_words(
     suffix: str, mask: object, place: str, words: str
 ) -> None:
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         answer = await client.post(f"/predict{suffix}", json=body_of(suffix, action_mask=mask))
         rows = [body_of(suffix), body_of(suffix, action_mask=mask)]
         batch = await client.post(f"/predict{suffix}/batch", json=rows)
@@ -164,7 +170,7 @@ async def test_mask_that_is_none_is_refused_in_words(
 async def test_flat_observation_that_ends_with_no_mask_is_refused(
     obs: list[float], place: str, words: str
 ) -> None:
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         answer = await client.post("/predict_raw", json={"obs": obs})
         row = await client.post("/predict_raw/batch", json=[RAW, {"obs": obs}])
 
@@ -174,7 +180,7 @@ async def test_flat_observation_that_ends_with_no_mask_is_refused(
 
 
 async def test_mask_twice_is_one_too_many() -> None:
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         answer = await client.post(
             "/predict_raw", json={"obs": [0, 1.5, *MASK], "action_mask": MASK}
         )
@@ -214,7 +220,7 @@ async def test_both_ways_to_a_route_give_the_same_bytes() -> None:
 @forms
 async def test_seeded_draw_is_the_same_in_every_form(suffix: str) -> None:
     body = body_of(suffix, action_mask=MASK)
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         single = [
             await actions_of(client, f"/predict{suffix}?seed={seed}", json=body)
             for seed in range(20)
@@ -232,7 +238,7 @@ async def test_rows_of_a_batch_have_masks_of_their_own_or_none(suffix: str) -> N
         body_of(suffix),
         body_of(suffix, action_mask=[1, 0, 0, 0, 1]),
     ]
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         answer = await actions_of(client, f"/predict_deterministic{suffix}/batch", json=rows)
 
     assert answer == [[1, 0], [2, 1], [0, 1]]
@@ -244,7 +250,7 @@ async def test_columns_have_masks_or_none(suffix: str) -> None:
         {"obs": [[0, 1.5]] * 2} if suffix else {"cat": [0, 1], "mouse": [1, 2]}
     )
     path = f"/predict_deterministic{suffix}/batch"
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         masked = await actions_of(
             client, path, json={"action_mask": [MASK, [0, 0, 1, 0, 1]], **columns}
         )
@@ -260,7 +266,7 @@ async def test_columns_have_masks_or_none(suffix: str) -> None:
 
 async def test_flat_column_may_end_with_masks() -> None:
     path = "/predict_deterministic_raw/batch"
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         masked = await actions_of(
             client, path, json={"obs": [[0, 1, *MASK], [0, 1, 1, 0, 0, 1, 1]]}
         )
@@ -277,7 +283,7 @@ async def test_flat_column_may_end_with_masks() -> None:
 async def test_array_ends_with_masks_or_has_none(suffix: str, order: Any) -> None:  # noqa: ANN401 -- numpy's own literal
     rows = np.array([[0, 1.5, *MASK], [3, 2, 1, 0, 0, 0, 1]], np.float32)
     path = f"/predict_deterministic{suffix}/batch"
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         masked = await actions_of(
             client, path, content=npy_of(np.array(rows, order=order)), headers=NPY
         )
@@ -296,7 +302,7 @@ async def test_array_with_a_mask_that_is_none_names_row_and_place(suffix: str, p
     half[1, 4] = np.nan
     empty[2, 5:] = 0
     path = f"/predict{suffix}/batch"
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         wrong = await client.post(path, content=npy_of(half), headers=NPY)
         forbids = await client.post(path, content=npy_of(empty), headers=NPY)
         narrow = await client.post(path, content=npy_of(rows[:, :3]), headers=NPY)
@@ -400,7 +406,7 @@ async def test_document_forbids_a_mask_of_one_action_that_allows_nothing() -> No
 
 
 async def test_document_and_schema_describe_the_mask() -> None:
-    async with serve(masked_backend(3, 2)) as client:
+    async with serve_shared(two_choices) as client:
         document = (await client.get("/openapi.json")).json()
         schema = (await client.get("/schema")).json()
         example = document["components"]["schemas"]["Observation"]["examples"][0]

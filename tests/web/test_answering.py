@@ -43,6 +43,7 @@ from tests.support.web import (
     client_of,
     running,
     serve,
+    serve_shared,
 )
 
 TINY = 5e-4
@@ -66,7 +67,7 @@ async def answer_of(client: httpx.AsyncClient, path: str, **options: Any) -> Any
 
 @pytest.mark.parametrize("suffix", ["", "_raw"], ids=["named", "raw"])
 async def test_integer_action_is_a_list_of_one_with_its_probability(suffix: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         mode = await answer_of(client, f"/predict_deterministic{suffix}")
         drawn = await answer_of(client, f"/predict{suffix}")
         stated = await answer_of(client, f"/distribution{suffix}")
@@ -87,7 +88,7 @@ async def test_integer_action_is_a_list_of_one_with_its_probability(suffix: str)
 
 
 async def test_probability_has_float32_precision_without_more_digits() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         response = await client.post("/predict_deterministic", json=OBSERVATION)
 
     assert np.float32(0.66524094) == np.float32(chances_of(0, 1, 2)[2])
@@ -251,12 +252,12 @@ async def test_seed_makes_a_draw_reproducible_alone_and_in_company() -> None:
 
 
 async def test_largest_seed_is_taken() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         await answer_of(client, "/predict", params={"seed": 2**63 - 1})
 
 
 async def test_draws_are_independent_and_follow_the_distribution() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         answers = await asyncio.gather(
             *(answer_of(client, "/predict", params={"seed": seed}) for seed in range(600))
         )
@@ -268,7 +269,7 @@ async def test_draws_are_independent_and_follow_the_distribution() -> None:
 
 
 async def test_schema_without_observations_has_raw_routes_only() -> None:
-    async with serve(schema="parameters: {}") as client:
+    async with serve_shared(schema="parameters: {}") as client:
         assert_error(await client.post("/predict", json=OBSERVATION), 404)
         await answer_of(client, "/predict_raw")
 

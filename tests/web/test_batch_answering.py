@@ -39,6 +39,7 @@ from tests.support.web import (
     build,
     running,
     serve,
+    serve_shared,
 )
 
 RAW = "parameters: {}"
@@ -115,7 +116,7 @@ async def test_every_form_of_a_body_gets_the_same_answer(kind: str) -> None:
     seed = "?seed=1" if kind == "predict" else ""
     matrix = np.array([list(row.values()) for row in ROWS], np.float64)
     columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
-    async with serve() as client:
+    async with serve_shared() as client:
         named = f"/{kind}/batch{seed}"
         answers = [
             await answer_of(client, named, json=ROWS),
@@ -143,7 +144,7 @@ async def test_every_form_of_a_body_gets_the_same_answer(kind: str) -> None:
     ],
 )
 async def test_answer_is_an_array_where_that_is_wanted_most(accept: str, expected: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         response = await client.post("/predict/batch", json=ROWS, headers={"accept": accept})
 
     assert response.headers["content-type"] == expected
@@ -206,7 +207,7 @@ async def test_log_probability_of_an_array_is_nan_where_it_is_unknown() -> None:
 
 
 async def test_parameter_of_the_log_probability_is_declared_and_validated() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         wrong = await client.post("/predict/batch?log_probability=maybe", json=ROWS)
         document = (await client.get("/openapi.json")).json()
 
@@ -223,7 +224,7 @@ async def test_parameter_of_the_log_probability_is_declared_and_validated() -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_batch_without_an_observation_has_an_answer_without_a_row(kind: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await answer_of(client, f"/{kind}/batch", json=[])
         array = await answer_of(
             client, f"/{kind}/batch", content=npy_of(np.empty((0, 2))), headers=NPY_OUT
@@ -277,7 +278,7 @@ async def test_seed_makes_every_draw_reproducible_and_rows_differ() -> None:
 
 
 async def test_mistake_is_a_422_that_names_row_and_field() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         rows = await client.post("/predict/batch", json=[*ROWS, {"cat": 1, "mouse": 11}])
         columns = await client.post("/predict/batch", json={"cat": [1, True], "mouse": [1, 2]})
         array = await client.post("/predict/batch", content=npy_of(np.eye(3)), headers=NPY)
@@ -292,7 +293,7 @@ async def test_mistake_is_a_422_that_names_row_and_field() -> None:
 
 
 async def test_named_batches_exist_only_where_the_schema_names_observations() -> None:
-    async with serve(schema=RAW) as client:
+    async with serve_shared(schema=RAW) as client:
         response = await client.post("/predict/batch", json=[])
 
     assert_error(response, 404, "no such route")
@@ -310,7 +311,7 @@ async def test_limits_of_rows_and_of_bytes_are_413() -> None:
 
 
 async def test_key_is_asked_for() -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         response = await client.post("/predict/batch", json=ROWS)
 
     assert_error(response, 401, "no access key")
@@ -487,7 +488,7 @@ async def test_every_row_is_recorded_in_the_prediction_log(
 
 
 async def test_document_says_rows_columns_and_arrays() -> None:
-    async with serve(schema=SCHEMA) as client:
+    async with serve_shared(schema=SCHEMA) as client:
         document = (await client.get("/openapi.json")).json()
 
     operation = document["paths"]["/predict/batch"]["post"]

@@ -7,7 +7,13 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from tests.support.web import KEY, OBSERVATION, assert_error, build, serve
+from tests.support.web import (
+    KEY,
+    OBSERVATION,
+    assert_error,
+    serve_shared,
+    shared_app,
+)
 
 PAGE = "https://app.example.com"
 LOCAL = "http://localhost:3000"
@@ -50,7 +56,7 @@ def exposed(response: httpx.Response) -> set[str]:
 async def test_page_of_an_allowed_origin_may_read_every_answer(
     method: str, path: str, status: int, key: str | None
 ) -> None:
-    async with serve(cors_origins=ORIGINS, key=key) as client:
+    async with serve_shared(cors_origins=ORIGINS, key=key) as client:
         response = await client.request(method, path, json=OBSERVATION, headers={"origin": PAGE})
 
     assert response.status_code == (status if key == KEY or path in OPEN else 401)
@@ -63,7 +69,7 @@ async def test_page_of_an_allowed_origin_may_read_every_answer(
 
 @pytest.mark.parametrize(("method", "path", "status"), REQUESTS.values(), ids=REQUESTS)
 async def test_browsers_are_told_nothing_by_default(method: str, path: str, status: int) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         response = await client.request(method, path, json=OBSERVATION, headers={"origin": PAGE})
 
     assert response.status_code == status
@@ -71,7 +77,7 @@ async def test_browsers_are_told_nothing_by_default(method: str, path: str, stat
 
 
 async def test_other_origin_is_answered_without_leave() -> None:
-    async with serve(cors_origins=ORIGINS) as client:
+    async with serve_shared(cors_origins=ORIGINS) as client:
         for origin in ("https://evil.example", f"{PAGE}.evil.example", "null", "http://localhost"):
             response = await client.post("/predict", json=OBSERVATION, headers={"origin": origin})
             assert response.status_code == 200
@@ -80,7 +86,7 @@ async def test_other_origin_is_answered_without_leave() -> None:
 
 
 async def test_star_allows_every_origin() -> None:
-    async with serve(cors_origins="*") as client:
+    async with serve_shared(cors_origins="*") as client:
         for headers in ({"origin": "https://any.example"}, {"origin": "null"}, {}):
             response = await client.post("/predict", json=OBSERVATION, headers=headers)
             assert response.headers["access-control-allow-origin"] == "*"
@@ -95,7 +101,7 @@ async def test_star_allows_every_origin() -> None:
     "path", ["/predict", "/predict/", "/predict_raw/batch", "/schema", "/clients/python", "/livez"]
 )
 async def test_preflight_is_answered_without_a_key(path: str, origins: str) -> None:
-    async with serve(cors_origins=origins, key=None) as client:
+    async with serve_shared(cors_origins=origins, key=None) as client:
         response = await client.options(path, headers=PREFLIGHT)
 
     assert response.status_code == 204
@@ -126,7 +132,7 @@ async def test_preflight_is_answered_without_a_key(path: str, origins: str) -> N
 async def test_options_is_405_with_the_right_methods(
     path: str, methods: str, origins: str | None
 ) -> None:
-    async with serve(cors_origins=origins) as client:
+    async with serve_shared(cors_origins=origins) as client:
         plain = await client.options(path)
         foreign = await client.options(
             path, headers={**PREFLIGHT, "origin": "https://evil.example"}
@@ -141,7 +147,7 @@ async def test_options_is_405_with_the_right_methods(
 @pytest.mark.parametrize("origins", [None, ORIGINS], ids=["off", "on"])
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/livez"])
 async def test_options_on_an_open_path_needs_no_key(path: str, origins: str | None) -> None:
-    async with serve(cors_origins=origins, key=None) as client:
+    async with serve_shared(cors_origins=origins, key=None) as client:
         assert_error(await client.options(path), 405, "method not allowed")
 
 
@@ -149,7 +155,7 @@ async def test_options_on_an_open_path_needs_no_key(path: str, origins: str | No
 async def test_options_without_a_key_tells_no_path_from_another(origins: str | None) -> None:
     paths = ["/predict", "/schema", "/predict/stream", "/admin/policies", "/nowhere"]
     foreign = {**PREFLIGHT, "origin": "https://evil.example"}
-    async with serve(cors_origins=origins, key=None) as client:
+    async with serve_shared(cors_origins=origins, key=None) as client:
         answers = [
             await client.options(path, headers=headers)
             for path in paths
@@ -175,7 +181,7 @@ async def test_options_without_a_key_tells_no_path_from_another(origins: str | N
 def test_stream_takes_pages_of_its_own_and_of_allowed_origins(
     origin: str | None, *, is_open: bool
 ) -> None:
-    app = build(cors_origins=ORIGINS)
+    app = shared_app(cors_origins=ORIGINS)
     headers = {"access-token": KEY} | ({} if origin is None else {"origin": origin})
     with TestClient(app, headers=headers) as client:
         if is_open:
@@ -190,7 +196,7 @@ def test_stream_takes_pages_of_its_own_and_of_allowed_origins(
 def test_stream_looks_at_no_origin_by_default() -> None:
     headers = {"access-token": KEY, "origin": "https://any.example"}
     with (
-        TestClient(build(), headers=headers) as client,
+        TestClient(shared_app(), headers=headers) as client,
         client.websocket_connect("/predict/stream") as stream,
     ):
         stream.send_json(OBSERVATION)

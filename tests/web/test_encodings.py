@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from tests.support.web import KEY, OBSERVATION, assert_error, assert_invalid, build, serve
+from tests.support.web import (
+    KEY,
+    OBSERVATION,
+    assert_error,
+    assert_invalid,
+    serve_shared,
+    shared_app,
+)
 
 ROWS = [OBSERVATION, {"cat": 1, "mouse": 2.5}]
 BODIES = {
@@ -50,7 +57,7 @@ async def test_packed_body_is_answered_as_it_would_be_without(
     packed = gzip.compress(plain)
     half = len(plain) // 2
     bodies = [packed, gzip.compress(plain[:half]) + gzip.compress(plain[half:])]
-    async with serve(has_fast_path=has_fast_path) as client:
+    async with serve_shared(has_fast_path=has_fast_path) as client:
         known = await client.post(path, content=plain)
         answers = [await client.post(path, content=item, headers=GZIP) for item in bodies]
         answers += [
@@ -71,7 +78,7 @@ async def test_packed_array_is_answered() -> None:
     file = io.BytesIO()
     np.save(file, np.array([[0, 1.5], [1, 2.5]], np.float32))
     headers = {**GZIP, "content-type": "application/x-npy"}
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await client.post(
             "/predict/batch", content=gzip.compress(file.getvalue()), headers=headers
         )
@@ -82,7 +89,7 @@ async def test_packed_array_is_answered() -> None:
 @pytest.mark.parametrize("coding", ["identity", "", "IDENTITY"])
 async def test_body_that_is_not_packed_may_say_so(coding: str) -> None:
     headers = {"content-encoding": coding}
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await client.post("/predict", json=OBSERVATION, headers=headers)
 
     assert answer.status_code == 200
@@ -96,7 +103,7 @@ async def test_other_packing_is_415_with_what_is_taken(
     coding: str, path: str, body: object
 ) -> None:
     headers = {"content-encoding": coding}
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await client.post(path, content=text_of(body), headers=headers)
 
     assert_error(
@@ -112,7 +119,7 @@ async def test_packed_body_is_held_to_the_limit_of_what_it_holds(
 ) -> None:
     plain = text_of(body)
     limit = len(plain)
-    async with serve(
+    async with serve_shared(
         has_fast_path=has_fast_path, max_body_bytes=limit, max_batch_body_bytes=limit
     ) as client:
         fits = await client.post(path, content=gzip.compress(plain), headers=GZIP)
@@ -139,7 +146,7 @@ async def test_bomb_is_refused_before_it_is_unpacked(path: str, bomb: bytes) -> 
             read += len(piece)
             yield piece
 
-    async with serve(max_body_bytes=200_000, max_batch_body_bytes=5_000_000) as client:
+    async with serve_shared(max_body_bytes=200_000, max_batch_body_bytes=5_000_000) as client:
         answer = await client.post(path, content=counted(), headers=GZIP)
 
     assert_error(answer, 413, "the unpacked body is larger than")
@@ -167,7 +174,7 @@ async def test_damaged_gzip_is_422_in_words(
 ) -> None:
     assert callable(damage)
     content = damage(gzip.compress(text_of(BODIES["/predict"] if path == "/predict" else ROWS)))
-    async with serve(has_fast_path=has_fast_path) as client:
+    async with serve_shared(has_fast_path=has_fast_path) as client:
         answer = await client.post(path, content=content, headers=GZIP)
 
     assert_invalid(answer, "body")
@@ -179,7 +186,7 @@ async def test_damaged_gzip_is_422_in_words(
 @pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, 131072, 200_000])
 async def test_packed_body_of_any_size_arrives_whole(size: int) -> None:
     plain = b" " * size + text_of(OBSERVATION)
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await client.post("/predict", content=gzip.compress(plain), headers=GZIP)
 
     assert answer.status_code == 200
@@ -197,7 +204,7 @@ async def test_byte_order_mark_is_passed_over(
             yield piece
         yield content[8:]
 
-    async with serve(has_fast_path=has_fast_path) as client:
+    async with serve_shared(has_fast_path=has_fast_path) as client:
         answers = [
             await client.post(path, content=content),
             await client.post(path, content=split()),
@@ -208,7 +215,7 @@ async def test_byte_order_mark_is_passed_over(
 
 
 async def test_byte_order_mark_changes_no_mistake() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         wrong = await client.post("/predict", content=codecs.BOM_UTF8 + b'{"cat": 0}')
         broken = await client.post("/predict", content=codecs.BOM_UTF8 + b'{"cat": ')
         alone = await client.post("/predict", content=codecs.BOM_UTF8)
@@ -239,7 +246,7 @@ async def test_other_encoding_of_text_is_415_that_names_it(
     codec: str, name: str, path: str, body: object, *, has_fast_path: bool
 ) -> None:
     content = json.dumps(body).encode(codec)
-    async with serve(has_fast_path=has_fast_path) as client:
+    async with serve_shared(has_fast_path=has_fast_path) as client:
         answer = await client.post(path, content=content)
 
     assert_error(answer, 415, f"the body is {name}; send JSON in UTF-8")
@@ -260,13 +267,13 @@ async def test_other_encoding_of_text_is_415_that_names_it(
 async def test_body_that_is_no_text_is_415_that_names_it(
     content: bytes, says: str, path: str
 ) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         assert_error(await client.post(path, content=content), 415, f"the body is {says}")
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
 async def test_character_of_another_encoding_is_named_with_its_place(path: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await client.post(path, content='{"größe": 1}'.encode("latin-1"))
 
     assert_invalid(answer, "body")
@@ -276,13 +283,13 @@ async def test_character_of_another_encoding_is_named_with_its_place(path: str) 
 @pytest.mark.parametrize("charset", ["utf-8", "UTF8", "us-ascii", "iso-8859-1", "x"])
 async def test_charset_of_the_content_type_changes_nothing(charset: str) -> None:
     headers = {"content-type": f"application/json; charset={charset}"}
-    async with serve() as client:
+    async with serve_shared() as client:
         assert (await client.post("/predict", json=OBSERVATION, headers=headers)).is_success
 
 
 def test_frame_with_a_byte_order_mark_is_answered() -> None:
     with (
-        TestClient(build(), headers={"access-token": KEY}) as client,
+        TestClient(shared_app(), headers={"access-token": KEY}) as client,
         client.websocket_connect("/predict/stream") as stream,
     ):
         stream.send_text("\ufeff" + json.dumps(OBSERVATION))
@@ -290,14 +297,14 @@ def test_frame_with_a_byte_order_mark_is_answered() -> None:
 
 
 async def test_question_without_a_body_may_name_any_packing() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await client.get("/schema", headers={"content-encoding": "br"})
 
     assert answer.status_code == 200
 
 
 async def test_document_says_which_encodings_are_taken() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         document = (await client.get("/openapi.json")).json()
 
     assert "`content-encoding: gzip`" in document["info"]["description"]

@@ -27,6 +27,7 @@ from tests.support.web import (
     client_of,
     running,
     serve,
+    serve_shared,
 )
 
 OPEN = ["/", "/livez", "/readyz", "/docs", "/redoc", "/openapi.json"]
@@ -46,7 +47,7 @@ PREFIXED = SCHEMA + "  url_path: app/v1\n"
     ids=["access-token", "capitals", "bearer", "small bearer", "both"],
 )
 async def test_key_opens_in_either_header(headers: dict[str, str]) -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         response = await client.post("/predict", json=OBSERVATION, headers=headers)
 
     assert response.status_code == 200
@@ -87,7 +88,7 @@ async def test_key_opens_in_either_header(headers: dict[str, str]) -> None:
 async def test_other_keys_are_refused_with_the_way_to_ask(
     headers: dict[str, str], message: str
 ) -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         response = await client.post("/predict", json=OBSERVATION, headers=headers)
 
     assert_error(response, 401, message)
@@ -96,7 +97,7 @@ async def test_other_keys_are_refused_with_the_way_to_ask(
 
 
 async def test_key_in_the_query_opens_nothing() -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         response = await client.post(f"/predict?access-token={KEY}", json=OBSERVATION)
 
     assert_error(response, 401)
@@ -104,32 +105,32 @@ async def test_key_in_the_query_opens_nothing() -> None:
 
 @pytest.mark.parametrize("path", OPEN)
 async def test_open_route_needs_no_key(path: str) -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         assert (await client.get(path)).status_code == 200
 
 
 @pytest.mark.parametrize("path", CLOSED)
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
 async def test_any_other_path_needs_the_key_before_it_says_anything(path: str, method: str) -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         url = httpx.URL("http://server", raw_path=path.encode())
         assert_error(await client.request(method, url), 401)
 
 
 async def test_without_a_key_everybody_is_let_in() -> None:
-    async with serve(key=None, api_key=None) as client:
+    async with serve_shared(key=None, api_key=None) as client:
         assert (await client.post("/predict", json=OBSERVATION)).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict/", "/predict//"])
 async def test_trailing_slash_is_answered_without_a_redirect(path: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         assert (await client.post(path, json=OBSERVATION)).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/docs/", "/readyz/", "/openapi.json/"])
 async def test_open_route_is_open_with_a_trailing_slash(path: str) -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         assert (await client.get(path)).status_code == 200
 
 
@@ -138,13 +139,13 @@ async def test_open_route_is_open_with_a_trailing_slash(path: str) -> None:
     "path", ["/docs", "/openapi.json", "/livez", "/static/swagger/swagger-ui.css"]
 )
 async def test_open_route_is_found_behind_a_proxy(prefix: str, path: str) -> None:
-    async with serve(key=None, schema=PREFIXED) as client:
+    async with serve_shared(key=None, schema=PREFIXED) as client:
         assert (await client.get(prefix + path)).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/app/v1/predict/", "/app/v1/predict", "/predict"])
 async def test_closed_route_is_found_behind_a_proxy_and_stays_closed(path: str) -> None:
-    async with serve(schema=PREFIXED) as client:
+    async with serve_shared(schema=PREFIXED) as client:
         answered = await client.post(path, json=OBSERVATION)
         client.headers.pop("access-token")
         refused = await client.post(path, json=OBSERVATION)
@@ -155,14 +156,14 @@ async def test_closed_route_is_found_behind_a_proxy_and_stays_closed(path: str) 
 
 @pytest.mark.parametrize("path", ["/app/v1", "/app/v1/"])
 async def test_prefix_alone_is_the_root(path: str) -> None:
-    async with serve(key=None, schema=PREFIXED) as client:
+    async with serve_shared(key=None, schema=PREFIXED) as client:
         assert (await client.get(path)).json() == "ok"
 
 
 @pytest.mark.parametrize("prefix", ["static", "docs", "livez"])
 @pytest.mark.parametrize("times", [1, 2, 3])
 async def test_prefix_named_as_an_open_route_opens_no_other(prefix: str, times: int) -> None:
-    async with serve(key=None, schema=f"{SCHEMA}  url_path: {prefix}\n") as client:
+    async with serve_shared(key=None, schema=f"{SCHEMA}  url_path: {prefix}\n") as client:
         response = await client.post(f"/{prefix}" * times + "/predict", json=OBSERVATION)
 
     assert response.status_code in (401, 404, 405)
@@ -181,7 +182,7 @@ async def test_prefix_named_as_an_open_route_opens_no_other(prefix: str, times: 
     ],
 )
 async def test_detour_over_an_open_route_opens_nothing(path: str) -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         url = httpx.URL("http://server", raw_path=path.encode())
         response = await client.post(url, json=OBSERVATION)
 
@@ -190,7 +191,7 @@ async def test_detour_over_an_open_route_opens_nothing(path: str) -> None:
 
 
 async def test_static_files_show_nothing_beside_them() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         for path in ("/static/../__init__.py", "/static/..%2f__init__.py", "/static//etc/passwd"):
             response = await client.get(httpx.URL("http://server", raw_path=path.encode()))
             assert_error(response, 404)
@@ -222,7 +223,7 @@ async def test_prefix_that_uvicorn_was_given_is_understood() -> None:
     ],
 )
 async def test_every_answer_has_a_request_id(method: str, path: str, status: int) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         first = await client.request(method, path, json=OBSERVATION)
         second = await client.request(method, path, json=OBSERVATION)
 
@@ -233,7 +234,7 @@ async def test_every_answer_has_a_request_id(method: str, path: str, status: int
 
 @pytest.mark.parametrize("given", ["abc-1", "0" * 128, "a.b_c:d"])
 async def test_sensible_request_id_comes_back(given: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         for path in ("/", "/nowhere"):
             response = await client.get(path, headers={"x-request-id": given})
             assert response.headers["x-request-id"] == given
@@ -241,7 +242,7 @@ async def test_sensible_request_id_comes_back(given: str) -> None:
 
 @pytest.mark.parametrize("given", ["", "0" * 129, "a b", "<script>", "ü".encode("latin-1")])
 async def test_other_request_id_is_replaced(given: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         response = await client.get("/", headers={"x-request-id": given})
 
     assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
@@ -274,7 +275,7 @@ async def test_body_over_the_limit_is_refused_while_it_is_read(piece: int) -> No
             read += piece
             yield b" " * piece
 
-    async with serve(max_body_bytes=100) as client:
+    async with serve_shared(max_body_bytes=100) as client:
         response = await client.post("/predict_raw", content=pieces())
 
     assert_error(response, 413, "the body is larger than 100 bytes (POLICY_SERVER_MAX_BODY_BYTES)")
@@ -285,7 +286,7 @@ async def test_body_in_pieces_under_the_limit_is_read() -> None:
         for byte in BODY:
             yield bytes([byte])
 
-    async with serve(max_body_bytes=100) as client:
+    async with serve_shared(max_body_bytes=100) as client:
         assert (await client.post("/predict_raw", content=pieces())).status_code == 200
 
 
@@ -401,7 +402,7 @@ async def test_prefix_that_begins_as_a_route_does_hides_none() -> None:
 
 
 async def test_422_has_one_shape() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         assert_invalid(await client.post("/predict", json={"cat": 0}), "body.mouse")
         assert_invalid(await client.post("/predict?seed=-1", json=OBSERVATION), "query.seed")
 
@@ -430,7 +431,7 @@ async def test_request_is_logged_with_its_id_route_and_duration(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO, logger="policy_server.access"):
-        async with serve() as client:
+        async with serve_shared() as client:
             await client.get("/livez", headers={"x-request-id": "abc"})
             await client.post("/secret-of-a-client", content=b"{}")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.fakes import integer_backend, masked_backend
-from tests.support.web import SCHEMA, assert_error, assert_invalid, serve
+from tests.support.web import SCHEMA, assert_error, assert_invalid, serve, serve_shared
 
 NPY = {"content-type": "application/x-npy"}
 IMAGE = """
@@ -68,7 +68,7 @@ async def test_array_of_another_shape_is_refused(path: str, *, has_fast_path: bo
 
 @both_paths
 async def test_array_for_an_observation_of_several_fields_is_415(*, has_fast_path: bool) -> None:
-    async with serve(schema=SCHEMA, has_fast_path=has_fast_path) as client:
+    async with serve_shared(schema=SCHEMA, has_fast_path=has_fast_path) as client:
         named = await client.post("/predict", content=npy_of([0.0, 1.5]), headers=NPY)
         raw = await client.post("/predict_raw", content=npy_of([0.0, 1.5]), headers=NPY)
 
@@ -78,7 +78,7 @@ async def test_array_for_an_observation_of_several_fields_is_415(*, has_fast_pat
 
 @both_paths
 async def test_body_that_is_no_array_is_refused(*, has_fast_path: bool) -> None:
-    async with serve(has_fast_path=has_fast_path) as client:
+    async with serve_shared(has_fast_path=has_fast_path) as client:
         answer = await client.post("/predict_raw", content=b'{"obs": [0, 1.5]}', headers=NPY)
 
     assert_invalid(answer, "body")
@@ -90,7 +90,7 @@ async def test_body_that_is_no_array_is_refused(*, has_fast_path: bool) -> None:
 async def test_header_that_python_can_not_read_is_refused(
     path: str, *, has_fast_path: bool
 ) -> None:
-    async with serve(has_fast_path=has_fast_path) as client:
+    async with serve_shared(has_fast_path=has_fast_path) as client:
         for header in (b"(" * 20, b"(" * 5000, b"{'a", b"'''", b"f'{", b"\0", b"{" * 300, b"\xff"):
             body = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
             answer = await client.post(path, content=body, headers=NPY)

@@ -33,6 +33,7 @@ from tests.support.web import (
     client_of,
     running,
     serve,
+    serve_shared,
     validator_of,
 )
 
@@ -61,7 +62,7 @@ def nodes_of(node: object) -> Iterator[dict[str, Any]]:
 
 
 async def test_document_is_made_once_a_start() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         first, second = [(await client.get("/openapi.json")).content for _ in range(2)]
 
     assert first == second
@@ -139,7 +140,7 @@ async def test_documented_statuses_hold_those_that_are_answered() -> None:
     nowhere = {"x-policy-version": "nowhere"}
     async with client_of(build()) as client:
         answers = [await client.get("/schema")]
-    async with serve() as client:
+    async with serve_shared() as client:
         document = (await client.get("/openapi.json")).json()
         answers += [
             await client.post("/predict", json=OBSERVATION, headers=nowhere),
@@ -182,7 +183,7 @@ async def test_document_of_a_team_has_the_statuses_of_versions_and_sessions() ->
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_examples_are_real_requests_and_real_answers(kind: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         document = (await client.get("/openapi.json")).json()
         schemas = document["components"]["schemas"]
         named = await client.post(f"/{kind}", json=schemas["Observation"]["examples"][0])
@@ -206,7 +207,7 @@ async def test_schemas_take_what_the_server_takes_and_refuse_what_it_refuses() -
         {"cat": 0, "mouse": 11},
         {"cat": 0, "mouse": None},
     ]
-    async with serve() as client:
+    async with serve_shared() as client:
         document = (await client.get("/openapi.json")).json()
         statuses = [(await client.post("/predict", json=body)).status_code for body in bodies]
 
@@ -299,7 +300,7 @@ async def test_servers_name_the_proxys_prefix_once(
 async def test_pages_take_everything_from_this_server(
     page: str, schema: str, prefix: str, *, is_stripped: bool
 ) -> None:
-    async with serve(key=None, schema=schema) as client:
+    async with serve_shared(key=None, schema=schema) as client:
         response = await client.get(page if is_stripped else prefix + page)
         links = re.findall(r"""(?:src|href|url|spec-url)(?:=|: )["']([^"']+)["']""", response.text)
         fetched = [

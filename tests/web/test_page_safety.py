@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.support.web import OBSERVATION, serve
+from tests.support.web import OBSERVATION, serve_shared
 
 PAGES = ["/docs", "/redoc", "/openapi.json", "/static/swagger/swagger-ui.css"]
 HEADERS = ["content-security-policy", "referrer-policy", "x-content-type-options"]
@@ -14,7 +14,7 @@ HEADERS = ["content-security-policy", "referrer-policy", "x-content-type-options
 
 @pytest.mark.parametrize("path", PAGES)
 async def test_page_says_what_it_may_do(path: str) -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         answer = await client.get(path)
 
     assert answer.status_code == 200
@@ -26,7 +26,7 @@ async def test_page_says_what_it_may_do(path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
 async def test_all_that_a_page_loads_is_allowed_by_its_policy(path: str) -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         page = await client.get(path)
         loaded = re.findall(r"(?:src|href)=\"([^\"]+)\"", page.text)
         statuses = [(await client.get(address)).status_code for address in loaded]
@@ -37,7 +37,7 @@ async def test_all_that_a_page_loads_is_allowed_by_its_policy(path: str) -> None
 
 
 async def test_picture_that_redoc_looks_for_beside_itself_is_there() -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         picture = await client.get("/redoc/logo-mini.svg")
 
     assert picture.status_code == 200
@@ -46,7 +46,7 @@ async def test_picture_that_redoc_looks_for_beside_itself_is_there() -> None:
 
 
 async def test_answers_to_programs_have_none_of_them() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         answers = [await client.post("/predict", json=OBSERVATION), await client.get("/schema")]
 
     assert [answer.status_code for answer in answers] == [200, 200]

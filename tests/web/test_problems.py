@@ -20,14 +20,22 @@ from policy_server.errors import (
 from policy_server.policy import ActionOutput
 from tests.support.fakes import FakeBackend, integer_backend, signature_of
 from tests.support.waiting import until
-from tests.support.web import OBSERVATION, assert_error, assert_invalid, build, client_of, serve
+from tests.support.web import (
+    OBSERVATION,
+    assert_error,
+    assert_invalid,
+    build,
+    client_of,
+    serve,
+    serve_shared,
+)
 
 POISON = {"cat": 666, "mouse": 1.5}
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/predict/batch/x", "/static/none.js", "/docs/x"])
 async def test_unknown_route_is_404_that_points_to_the_docs(path: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         assert_error(await client.get(path), 404, "no such route; /docs lists them")
 
 
@@ -44,7 +52,7 @@ async def test_unknown_route_is_404_that_points_to_the_docs(path: str) -> None:
     ],
 )
 async def test_wrong_method_is_405_with_the_right_one(method: str, path: str, allowed: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         response = await client.request(method, path)
 
     assert_error(response, 405, "method not allowed")
@@ -74,7 +82,7 @@ async def test_wrong_method_is_405_with_the_right_one(method: str, path: str, al
     ],
 )
 async def test_wrong_observation_is_422_that_names_the_field(body: bytes, place: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         response = await client.post("/predict", content=body)
 
     assert_invalid(response, place)
@@ -82,19 +90,19 @@ async def test_wrong_observation_is_422_that_names_the_field(body: bytes, place:
 
 
 async def test_every_wrong_field_is_named() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         assert_invalid(await client.post("/predict", json={}), "body.cat", "body.mouse")
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0, 3.0]], ids=len)
 async def test_raw_observation_of_another_width_is_422(values: list[float]) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         assert_invalid(await client.post("/predict_raw", json={"obs": values}), "body.obs")
 
 
 async def test_list_of_open_length_is_held_against_the_policy() -> None:
     schema = "observations: {cat: {type: int}, links: {type: 'List[float]'}}"
-    async with serve(schema=schema) as client:
+    async with serve_shared(schema=schema) as client:
         right = await client.post("/predict", json={"cat": 0, "links": [1]})
         wrong = await client.post("/predict", json={"cat": 0, "links": [1, 2]})
 
@@ -104,7 +112,7 @@ async def test_list_of_open_length_is_held_against_the_policy() -> None:
 
 @pytest.mark.parametrize("seed", ["-1", "x", "1.5", "", str(2**63), "9" * 5000])
 async def test_wrong_seed_is_422(seed: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         response = await client.post("/predict", params={"seed": seed}, json=OBSERVATION)
 
     assert_invalid(response, "query.seed")

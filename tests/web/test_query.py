@@ -13,7 +13,13 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from policy_server.errors import ObservationError
 from policy_server.web.query import QueryCheckedRoute, check_query
-from tests.support.web import KEY, OBSERVATION, assert_invalid, build, serve
+from tests.support.web import (
+    KEY,
+    OBSERVATION,
+    assert_invalid,
+    serve_shared,
+    shared_app,
+)
 
 BODIES: dict[str, Any] = {
     "/predict": OBSERVATION,
@@ -74,7 +80,7 @@ OTHERS = [
 @pytest.mark.parametrize("path", BODIES)
 @pytest.mark.parametrize("name", ["Seed", "SEED", "sed", "seeds"])
 async def test_slip_in_the_seed_is_told_on_each_route_that_takes_one(path: str, name: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         response = await client.post(path, params={name: "7"}, json=BODIES[path])
 
     assert_invalid(response, f"query.{name}")
@@ -87,7 +93,7 @@ async def test_slip_in_the_seed_is_told_on_each_route_that_takes_one(path: str, 
 
 @pytest.mark.parametrize("path", BODIES)
 async def test_seed_given_twice_is_told(path: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         response = await client.post(f"{path}?seed=1&seed=2", json=BODIES[path])
 
     assert_invalid(response, "query.seed")
@@ -97,7 +103,7 @@ async def test_seed_given_twice_is_told(path: str) -> None:
 @pytest.mark.parametrize("path", BODIES)
 async def test_what_gateways_add_is_ignored(path: str) -> None:
     added = "utm_source=a&utm_source=b&x-id=1&_=2&speed=3"
-    async with serve() as client:
+    async with serve_shared() as client:
         seeded = await client.post(f"{path}?seed=7", json=BODIES[path])
         through = await client.post(f"{path}?{added}&seed=7", json=BODIES[path])
 
@@ -107,7 +113,7 @@ async def test_what_gateways_add_is_ignored(path: str) -> None:
 @pytest.mark.parametrize("path", ["/predict_deterministic", "/distribution"])
 @pytest.mark.parametrize("query", ["seed=7", "seed=7&seed=8", "Seed=7", "sed=7"])
 async def test_route_without_a_seed_ignores_it_as_any_other(path: str, query: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         plain = await client.post(path, json=OBSERVATION)
         asked: httpx.Response = await client.post(f"{path}?{query}", json=OBSERVATION)
 
@@ -179,7 +185,7 @@ def test_known_parameters_are_those_that_the_route_declares() -> None:
 @pytest.mark.parametrize("query", ["Seed=7", "sed=7", "seeds=7", "seed=7&seed=7"])
 @pytest.mark.parametrize("path", ["/predict", "/predict_raw"])
 def test_slip_refuses_a_streams_handshake_as_the_post_route_does(path: str, query: str) -> None:
-    with TestClient(build(), headers={"access-token": KEY}) as client:
+    with TestClient(shared_app(), headers={"access-token": KEY}) as client:
         posted = client.post(f"{path}?{query}", json=BODIES[path])
         with (
             pytest.raises(WebSocketDenialResponse) as caught,
@@ -200,7 +206,7 @@ def test_slip_refuses_a_streams_handshake_as_the_post_route_does(path: str, quer
 )
 def test_other_parameters_open_a_stream(address: str) -> None:
     with (
-        TestClient(build(), headers={"access-token": KEY}) as client,
+        TestClient(shared_app(), headers={"access-token": KEY}) as client,
         client.websocket_connect(address) as stream,
     ):
         stream.send_text(json.dumps(OBSERVATION))

@@ -7,7 +7,12 @@ import pytest
 
 from tests.support.fakes import summing_backend
 from tests.support.teams import served_team
-from tests.support.web import OBSERVATION, assert_error, assert_invalid, serve
+from tests.support.web import (
+    OBSERVATION,
+    assert_error,
+    assert_invalid,
+    serve_shared,
+)
 
 
 async def begun(client: httpx.AsyncClient) -> str:
@@ -21,7 +26,7 @@ async def begun(client: httpx.AsyncClient) -> str:
     ["x-state", "x-policy-version", "x-episode-id", "x-request-timeout-ms", "x-observation-stamp"],
 )
 async def test_header_that_is_given_twice_is_refused(name: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await client.post("/predict", json=OBSERVATION, headers=[(name, "1"), (name, "1")])
 
     assert_invalid(answer, f"header.{name}")
@@ -30,7 +35,7 @@ async def test_header_that_is_given_twice_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["x-step", "x-previous-reward", "x-previous-action"])
 async def test_header_of_a_step_that_is_given_twice_is_refused(name: str) -> None:
-    async with serve(summing_backend()) as client:
+    async with serve_shared(summing_backend) as client:
         path = f"{await begun(client)}/predict"
         answer = await client.post(path, json=OBSERVATION, headers=[(name, "0"), (name, "0")])
 
@@ -38,7 +43,7 @@ async def test_header_of_a_step_that_is_given_twice_is_refused(name: str) -> Non
 
 
 async def test_first_of_two_request_ids_counts() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         pairs = [("x-request-id", "a"), ("x-request-id", "b")]
         answer = await client.post("/predict", json=OBSERVATION, headers=pairs)
 
@@ -46,7 +51,7 @@ async def test_first_of_two_request_ids_counts() -> None:
 
 
 async def test_empty_state_token_is_refused() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await client.post("/predict", json=OBSERVATION, headers={"x-state": ""})
 
     assert_invalid(answer, "header.x-state")
@@ -54,7 +59,7 @@ async def test_empty_state_token_is_refused() -> None:
 
 @pytest.mark.parametrize("has_fast_path", [True, False])
 async def test_id_of_an_episode_is_short_since_it_is_kept(*, has_fast_path: bool) -> None:
-    async with serve(has_fast_path=has_fast_path) as client:
+    async with serve_shared(has_fast_path=has_fast_path) as client:
         fitting, long = [
             await client.post("/predict", json=OBSERVATION, headers={"x-episode-id": "e" * size})
             for size in (256, 257)
@@ -67,7 +72,7 @@ async def test_id_of_an_episode_is_short_since_it_is_kept(*, has_fast_path: bool
 
 @pytest.mark.parametrize("name", ["x-policy-version", "x-episode-id", "x-state"])
 async def test_step_of_a_session_takes_nothing_that_the_session_has(name: str) -> None:
-    async with serve(summing_backend()) as client:
+    async with serve_shared(summing_backend) as client:
         path = f"{await begun(client)}/predict"
         answer = await client.post(path, json=OBSERVATION, headers={name: "new"})
 
@@ -124,7 +129,7 @@ async def test_session_takes_its_episode_from_the_header_where_the_body_has_none
 
 @pytest.mark.parametrize("number", ["1_0", "1 0", "\u0663", "0_"])
 async def test_numbers_are_digits(number: str) -> None:
-    async with serve(summing_backend()) as client:
+    async with serve_shared(summing_backend) as client:
         path, text = f"{await begun(client)}/predict", number.encode()
         step = await client.post(path, json=OBSERVATION, headers={b"x-step": text})
         reward = await client.post(path, json=OBSERVATION, headers={b"x-previous-reward": text})
@@ -136,7 +141,7 @@ async def test_numbers_are_digits(number: str) -> None:
 
 
 async def test_seed_of_a_session_in_its_query_is_refused() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         begin = await client.post("/sessions?seed=7")
         reset = await client.post(f"{await begun(client)}/reset?seed=7")
         needless = await client.post("/predict_deterministic?seed=7", json=OBSERVATION)

@@ -28,6 +28,7 @@ from tests.support.web import (
     client_of,
     running,
     serve,
+    serve_shared,
 )
 
 TIMEOUT, STAMP, HELD = "x-request-timeout-ms", "x-observation-stamp", "x-held-ms"
@@ -107,7 +108,7 @@ async def test_hot_request_whose_deadline_passes_is_504_and_not_computed() -> No
 
 @pytest.mark.parametrize("given", ["0", "-1", "5.5", "1e3", "", "soon", "3600001", "\u0665"])
 async def test_timeout_that_is_no_number_of_milliseconds_is_refused(given: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await client.post(
             "/predict", content=BODY, headers=[(TIMEOUT.encode(), given.encode())]
         )
@@ -117,14 +118,14 @@ async def test_timeout_that_is_no_number_of_milliseconds_is_refused(given: str) 
 
 
 async def test_wrong_observation_stays_a_422_with_a_deadline() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await client.post("/predict", content=b"{}", headers={TIMEOUT: "5000"})
 
     assert_invalid(answer, "body.cat", "body.mouse")
 
 
 async def test_document_has_the_headers_and_both_statuses() -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         paths = (await client.get("/openapi.json")).json()["paths"]
 
     for path in ("/predict", "/predict_raw/batch", "/sessions/{session_id}/distribution"):
@@ -204,7 +205,7 @@ async def test_team_whose_deadline_passes_makes_no_step() -> None:
 @pytest.mark.parametrize("path", ["/predict", "/predict/batch"])
 async def test_stamp_of_an_observation_comes_back(path: str, *, has_fast_path: bool) -> None:
     body = BODY if path == "/predict" else b"[" + BODY + b"]"
-    async with serve(has_fast_path=has_fast_path) as client:
+    async with serve_shared(has_fast_path=has_fast_path) as client:
         stamped = await client.post(path, content=body, headers={STAMP: "t-1.5e+3:7"})
         plain = await client.post(path, content=body)
         wrong = await client.post(path, content=b"{", headers={STAMP: "8"})
@@ -294,7 +295,7 @@ async def test_request_that_is_refused_for_its_head_gets_its_stamp_back(
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 65, "{}"])
 async def test_stamp_that_could_not_be_a_header_is_refused(given: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         answer = await client.post("/predict", content=BODY, headers={STAMP: given})
 
     assert_invalid(answer, f"header.{STAMP}")
@@ -310,7 +311,7 @@ async def test_stamp_that_could_not_be_a_header_is_refused(given: str) -> None:
 async def test_document_tells_the_times_that_the_server_takes(
     name: str, given: object, text: str
 ) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         document = (await client.get("/openapi.json")).json()
         answer = await client.post("/predict", content=BODY, headers={name: text})
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.fakes import FakeBackend, components_of, integer_backend, renamed, signature_of
-from tests.support.web import KEY, OBSERVATION, SCHEMA, serve
+from tests.support.web import KEY, OBSERVATION, SCHEMA, serve, serve_shared
 
 KINDS = ["predict", "predict_deterministic", "distribution"]
 
@@ -15,7 +15,7 @@ KINDS = ["predict", "predict_deterministic", "distribution"]
 @pytest.mark.parametrize("slash", ["", "/"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_named_and_raw_routes_agree(kind: str, slash: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         named = await client.post(f"/{kind}{slash}?seed=3", json=OBSERVATION)
         raw = await client.post(f"/{kind}_raw{slash}?seed=3", json={"obs": [0, 1.5]})
 
@@ -25,7 +25,7 @@ async def test_named_and_raw_routes_agree(kind: str, slash: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/livez", "/readyz"])
 async def test_health_is_a_short_json_text(path: str) -> None:
-    async with serve(key=None) as client:
+    async with serve_shared(key=None) as client:
         response = await client.get(path)
 
     assert (response.text, response.headers["content-type"]) == ('"ok"', "application/json")
@@ -33,7 +33,7 @@ async def test_health_is_a_short_json_text(path: str) -> None:
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded"])
 async def test_body_is_json_whatever_the_client_calls_it(content_type: str) -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         response = await client.post(
             "/predict", content=b'{"cat": 0, "mouse": 1}', headers={"content-type": content_type}
         )
@@ -42,7 +42,7 @@ async def test_body_is_json_whatever_the_client_calls_it(content_type: str) -> N
 
 
 async def test_schema_is_shown_without_the_key() -> None:
-    async with serve() as client:
+    async with serve_shared() as client:
         response = await client.get("/schema")
 
     assert KEY not in response.text
