@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -44,17 +44,15 @@ HEAD, OTHER = "127.0.0.1", "127.0.0.2"
 
 @dataclass(frozen=True)
 class Cluster:
-    """Two nodes with one core each.
+    """Nodes with one core each.
 
     Attributes:
         address: what `RAY_ADDRESS` is set to.
-        head: the process of the first node.
-        other: that of the second.
+        nodes: their processes, that of the head first.
     """
 
     address: str
-    head: subprocess.Popen[str]
-    other: subprocess.Popen[str]
+    nodes: tuple[subprocess.Popen[str], ...]
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -63,25 +61,31 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(logs: Path, *, is_disk_full: bool = False) -> Iterator[Cluster]:
+def running_cluster(
+    logs: Path, *, others: Sequence[str] = (), is_disk_full: bool = False
+) -> Iterator[Cluster]:
     """Start a cluster, and end it.
 
     Args:
         logs: a folder for what the nodes print.
+        others: the addresses of the nodes besides the head.
         is_disk_full: have Ray find the disk too full for objects.
     """
     port = free_port()
-    # Ray puts sockets there, whose paths may have 107 characters: pytest's folder is too long.
-    folder = tempfile.mkdtemp(prefix="ray-")
     address = f"{HEAD}:{port}"
     node = partial(running_node, is_disk_full=is_disk_full)
-    first = (f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
+    # Ray puts sockets there, whose paths may have 107 characters: pytest's folder is too long.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    # Nothing here starts more machines.
+    lean = ("--include-dashboard=false", "--no-monitor")
+    first = (f"--port={port}", f"--temp-dir={folder}", *lean)
     try:
-        with (
-            node(HEAD, logs / "head.log", "--head", *first) as head,
-            node(OTHER, logs / "other.log", f"--address={address}") as other,
-        ):
-            yield Cluster(address, head, other)
+        with ExitStack() as stack:
+            nodes = [stack.enter_context(node(HEAD, logs / "head.log", "--head", *first))]
+            for other in others:
+                joining = node(other, logs / f"{other}.log", f"--address={address}")
+                nodes.append(stack.enter_context(joining))
+            yield Cluster(address, tuple(nodes))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -89,26 +93,27 @@ def running_cluster(logs: Path, *, is_disk_full: bool = False) -> Iterator[Clust
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """Give a cluster that a test may harm."""
-    with running_cluster(tmp_path) as cluster:
+    with running_cluster(tmp_path, others=[OTHER]) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Give one cluster to the tests that leave it as it is, but for deployments."""
-    with running_cluster(tmp_path_factory.mktemp("steady")) as cluster:
+    with running_cluster(tmp_path_factory.mktemp("steady"), others=[OTHER]) as cluster:
         yield cluster
+
+
+def replicas_below(node: subprocess.Popen[str], application: str = "policy") -> set[int]:
+    """Return the processes of a node's replicas of an application, or of all policies."""
+    return {
+        pid for pid in descendants(node.pid) if f"ServeReplica:{application}" in command_line(pid)
+    }
 
 
 def pids_below(cluster: Cluster, application: str = "policy") -> set[int]:
     """Return the processes of replicas of an application, or of all policies."""
-    below = [*descendants(cluster.head.pid), *descendants(cluster.other.pid)]
-    return {pid for pid in below if f"ServeReplica:{application}" in command_line(pid)}
-
-
-def replicas_below(node: subprocess.Popen[str]) -> int:
-    """Return how many replicas of the policy a node runs."""
-    return sum("ServeReplica:policy" in command_line(pid) for pid in descendants(node.pid))
+    return set().union(*(replicas_below(node, application) for node in cluster.nodes))
 
 
 def ask(client: httpx.Client, count: int) -> None:
@@ -133,11 +138,9 @@ def test_replicas_are_spread_over_two_nodes_and_one_node_may_die(
 
     with running_server(home, environment=cluster.environment) as server, server.client() as client:
         # It is ready when the first replica is.
-        wait_until(
-            lambda: [replicas_below(node) for node in (cluster.head, cluster.other)] == [1, 1]
-        )
+        wait_until(lambda: [len(replicas_below(node)) for node in cluster.nodes] == [1, 1])
         ask(client, 200)
-        end_node(cluster.other)
+        end_node(cluster.nodes[1])
         ask(client, 200)
 
 
@@ -282,8 +285,7 @@ def test_servers_share_the_deployment_and_leave_the_cluster_running(
             shared = served(second)
 
     assert alone == shared == pids_below(steady, application)
-    assert steady.head.poll() is None
-    assert steady.other.poll() is None
+    assert [node.poll() for node in steady.nodes] == [None, None]
 
 
 def test_version_that_one_server_was_given_is_served_by_all(
