@@ -150,7 +150,7 @@ def _status_of(
         waiting_for=deployment.waiting_for,
         reason=deployment.reason,
         serial=deployment.serial,
-        versions=listed_versions(slot),
+        versions=listed_versions(slot, has_reasons=True),
     )
 
 

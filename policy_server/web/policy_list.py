@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from policy_server.policy import PolicySignature
 from policy_server.serving import PolicyRegistry, PolicySlot
+from policy_server.web.problems import NOT_SERVED
 
 __all__ = [
     "ListedAction",
@@ -143,23 +144,30 @@ def _listed(slot: PolicySlot, *, is_default: bool) -> ListedPolicy:
         name=slot.name,
         is_default=is_default,
         state=waiting if version is None else "serving",
-        reason=slot.failure,
+        reason=None if slot.failure is None else NOT_SERVED,
         width=slot.width,
         actions=None if signature is None else listed_actions(signature),
         family=None if signature is None else signature.family,
         engine=None if signature is None else signature.engine,
         version=None if version is None else version.digest or None,
-        versions=listed_versions(slot),
+        versions=listed_versions(slot, has_reasons=False),
     )
 
 
-def listed_versions(slot: PolicySlot) -> list[ListedVersion]:
+def listed_versions(slot: PolicySlot, *, has_reasons: bool) -> list[ListedVersion]:
     """Return the versions of a policy that are loaded, or could not be.
 
     Args:
         slot: the policy's.
+        has_reasons: whether each that could not be loaded has its own reason, which may name files
+            of the server's machine, or one that only points to the log.
     """
-    return [*map(partial(_listed_version, slot), slot.versions), *_failed_versions(slot)]
+    failed = [
+        _failed_version(name, reason if has_reasons else NOT_SERVED)
+        for name, reason in slot.failures.items()
+        if name
+    ]
+    return [*map(partial(_listed_version, slot), slot.versions), *failed]
 
 
 def _listed_version(slot: PolicySlot, name: str) -> ListedVersion:
@@ -180,17 +188,13 @@ def _listed_version(slot: PolicySlot, name: str) -> ListedVersion:
     )
 
 
-def _failed_versions(slot: PolicySlot) -> list[ListedVersion]:
-    return [
-        ListedVersion(
-            name=name,
-            state="failed",
-            reason=reason,
-            traffic=0.0,
-            is_shadow=False,
-            digest=None,
-            agreement=None,
-        )
-        for name, reason in slot.failures.items()
-        if name
-    ]
+def _failed_version(name: str, reason: str) -> ListedVersion:
+    return ListedVersion(
+        name=name,
+        state="failed",
+        reason=reason,
+        traffic=0.0,
+        is_shadow=False,
+        digest=None,
+        agreement=None,
+    )

@@ -25,7 +25,7 @@ from policy_server.errors import (
     SettingsError,
 )
 
-__all__ = ["describe_error", "error_response", "install_error_handlers", "send_error"]
+__all__ = ["NOT_SERVED", "describe_error", "error_response", "install_error_handlers", "send_error"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ logger = logging.getLogger(__name__)
 _REFUSAL = "websocket.http.response"
 _POLICY_VIOLATION = 1008
 _GONE_AFTER_S = 1.0
+NOT_SERVED = "the policy can't be served; the server's log has the reason"
 _GENERIC = "internal error; the server's log has the reason"
 # Of these, the message is for the operator: it names files and settings of the server's machine.
 _OPERATORS = (ExportError, ModelError, SchemaError, SettingsError)
-_NOT_SERVED = "the policy can't be served; the server's log has the reason"
 
 
 def error_response(error: Exception, *, request_id: str) -> Response:
@@ -99,7 +99,7 @@ def describe_error(
     if not isinstance(error, PolicyServerError):
         return HTTPStatus.INTERNAL_SERVER_ERROR, _GENERIC, None
     if isinstance(error, _OPERATORS):
-        return error.status, _NOT_SERVED, error.headers
+        return error.status, NOT_SERVED, error.headers
     return error.status, error.message, error.headers
 
 

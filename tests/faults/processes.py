@@ -83,15 +83,18 @@ def _raylet_and_server(server: Server) -> None:
     server.process.terminate()
 
 
-def _without_folder(server: Server, *, number: int | None = None) -> None:
+def _without_folder(server: Server, *, number: int | None = None, is_all: bool = False) -> None:
     """Remove Ray's folder, as what clears temporary folders does, and kill the only replica.
 
     Args:
         server: the server.
         number: of the signal that the server gets then; None for none.
+        is_all: whether the folders that web processes share are removed too.
     """
     [guard] = pids_of(server, "ray_guard")
-    shutil.rmtree(command_line(guard).split()[-1])
+    folder = Path(command_line(guard).split()[-1])
+    for path in folder.parent.glob("ps-*") if is_all else [folder]:
+        shutil.rmtree(path)
     killed("ServeReplica")(server)
     if number is not None:
         os.kill(server.process.pid, number)
@@ -225,6 +228,18 @@ FAULTS = {
         "Ray's folder removed, and its only replica and the server killed",
         partial(_without_folder, number=signal.SIGKILL),
         connections_lost(),
+        is_last=True,
+    ),
+    "folders-workers": _fault(
+        "all temporary folders removed and the only replica killed, two web processes",
+        partial(_without_folder, is_all=True),
+        workers=2,
+    ),
+    "folders-kill": _fault(
+        "all temporary folders removed, the replica and the parent of two web processes killed",
+        partial(_without_folder, is_all=True, number=signal.SIGKILL),
+        connections_lost(),
+        workers=2,
         is_last=True,
     ),
     "agent": _fault("Ray's dashboard agent killed", killed(_AGENT)),

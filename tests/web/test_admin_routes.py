@@ -225,6 +225,7 @@ BAD = {
         saved_model__zip=ZIP.read_bytes(),
         schema__yaml=OTHER_SCHEMA,
     ),
+    "broken schema": bundle(saved_model__zip=ZIP.read_bytes(), schema__yaml=b"parameters: ["),
     "other schema beside a policy's folder": bundle(
         **unzipped(),
         schema__yaml=OTHER_SCHEMA,
@@ -242,6 +243,8 @@ async def test_bad_version_leaves_everything_as_it_was(home: Path, content: byte
 
     assert refused.status_code == 409, refused.text
     assert isinstance(refused.json()["detail"], str)
+    # Whoever deploys has to know what to mend.
+    assert "log has the reason" not in refused.json()["detail"]
     assert status.json()["serial"] == 0
     assert [item["name"] for item in status.json()["versions"]] == [first]
     assert still == first
@@ -302,12 +305,15 @@ async def test_start_serves_the_files_that_were_deployed_or_none(
     shutil.rmtree(copy)
     async with served(home) as client:
         without = await versions_in(client)
+        [listed] = (await client.get("/policies")).json()["policies"]
         live = await version_of(client)
 
     assert answer.status_code == 201, answer.text
     assert from_the_copy == deployed
     assert without["v2"]["state"] == "failed"
     assert "holds another policy than the one that was deployed" in without["v2"]["reason"]
+    [hidden] = [item["reason"] for item in listed["versions"] if item["name"] == "v2"]
+    assert hidden == "the policy can't be served; the server's log has the reason"
     assert live != "v2"
 
 
@@ -323,6 +329,15 @@ async def test_address_that_is_refused_leaves_no_files(home: Path) -> None:
 
         assert answer.status_code == 409, answer.text
         assert not list((home / "versions" / "default").iterdir())
+
+
+async def test_path_that_is_missing_is_refused_with_its_name(home: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "gone.zip"
+    async with served(home) as client:
+        answer = await admin(client, "POST", VERSIONS, json={"model": str(missing)})
+
+    assert answer.status_code == 409, answer.text
+    assert f"{missing}: not found" in answer.json()["detail"]
 
 
 async def test_admin_routes_take_the_admin_key_alone(home: Path) -> None:

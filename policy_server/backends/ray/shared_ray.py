@@ -109,6 +109,8 @@ class SharedRay:
             self._has_started = False
         await self._unlock()
         await self._disconnect()
+        # It may have been removed, such as with Ray's folder, by what clears temporary files.
+        share_folder("workers", parent=self._server)
         await self.join()
 
     async def turn(self) -> None:

@@ -120,3 +120,28 @@ async def test_worker_starts_another_ray_and_removes_the_folder_of_the_dead_one(
         assert (rays, mode) == (1, 0o700)
         assert not orphan.exists()
         assert list(Path(folder).iterdir()) == []
+
+
+async def test_worker_starts_another_ray_where_all_temporary_files_have_been_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="w") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        with ThreadPoolExecutor(max_workers=1) as executor:
+            ray = SharedRay(SETTINGS, partial(_called, executor))
+            await ray.join()
+            await ray.has_served()
+            for path in Path(folder).iterdir():
+                shutil.rmtree(path)
+            await asyncio.wait_for(ray.lost(), timeout=60)
+
+            await ray.rejoin()
+            is_alive = ray.is_alive()
+            await ray.has_served()
+            entries = list(Path(folder).glob("ps-workers-*/member-*"))
+            await ray.leave()
+
+        assert is_alive
+        assert len(entries) == 1
+        assert list(Path(folder).iterdir()) == []
+        assert processes_of("gcs_server") == []
