@@ -220,8 +220,13 @@ def read_mark(path: Path) -> str | None:
 
     Args:
         path: the mark, one of the hidden files of an unpacked model.
+
+    Raises:
+        ModelError: if there is one that can't be read: what it stands for may not be left out.
     """
     try:
         return path.read_text()
-    except (OSError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return None
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror}") from error

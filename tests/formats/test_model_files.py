@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -16,6 +17,7 @@ from policy_server.formats.model_files import (
     digest_of_path,
     files_of_model,
     identify_model,
+    read_mark,
 )
 from policy_server.formats.unpacking import unpack_model
 from tests.support.formats import NotesFormat
@@ -69,6 +71,21 @@ def test_digest_of_files_is_that_of_what_sha256sum_prints(tmp_path: Path) -> Non
     digest = digest_of_files({name: tmp_path / name for name in reversed(names)})
 
     assert digest == hashlib.sha256(printed).hexdigest()
+
+
+def test_mark_that_can_not_be_read_is_not_taken_for_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / ".beside-sha256"
+    assert read_mark(mark) is None
+    assert read_mark(tmp_path / "no-folder" / mark.name) is None
+
+    def fail(_path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(ModelError, match=r"\.beside-sha256: can't be read: Input/output error"):
+        read_mark(mark)
 
 
 def test_digest_of_a_path_is_that_of_the_file_or_of_the_folders_model(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.injected_faults.servers import STEPS, outcomes_of_steps
 _LARGE_BYTES = 65_536
 FAULTS = {
     "one operation (EIO)": Fault(1, error=errno.EIO),
+    "one reading operation (EIO)": Fault(1, Kind.READ, errno.EIO),
     "disk full from then on": Fault(1, Kind.OPEN | Kind.WRITE, errno.ENOSPC, is_lasting=True),
     "one allocation of 64 KiB or more": Fault(
         1, Kind.ALLOCATE, errno.ENOMEM, least_bytes=_LARGE_BYTES
