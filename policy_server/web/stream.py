@@ -65,8 +65,8 @@ def stream_hints(table: RouteTable) -> APIRouter:
 
     async def hint() -> None:
         raise UpgradeRequiredError(
-            "a web socket is expected here; a proxy in between has to pass the header 'upgrade', and "
-            "the handshake has to wait for the answers to the requests before it"
+            "a web socket is expected here; a proxy in between has to pass the header 'upgrade', "
+            "and the handshake has to wait for the answers to the requests before it"
         )
 
     for route in table.answering("stream", "team_stream"):
