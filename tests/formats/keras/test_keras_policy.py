@@ -363,6 +363,24 @@ def test_whole_numbers_beside_a_float_are_held_to_their_type(tmp_path: Path) -> 
         space.parse_raw(b'{"obs": [1, 2.5, 0.5]}')
 
 
+def test_image_of_uint8_beside_a_float_is_answered_as_keras_does(tmp_path: Path) -> None:
+    place, image = keras.Input((2,), name="pos"), keras.Input((3,), name="img", dtype="uint8")
+    scaled = layers.Rescaling(1 / 255)(image)
+    model = keras.Model(
+        [place, image], layers.Dense(3, name="logits")(layers.Concatenate()([place, scaled]))
+    )
+    places, images = ROWS[:3, :2], np.array([[0, 127, 255], [1, 2, 254], [128, 0, 3]], np.uint8)
+    schema = "observations: {pos: {type: 'List[float]'}, img: {type: 'List[float]'}}"
+
+    policy = load(save(model, tmp_path), schema)
+
+    expected = np.asarray(model([places, images]))
+    found = numbers(policy, np.concatenate([places, images], axis=1))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(ObservationError):
+        space_of(schema, policy.signature).parse_named(b'{"pos": [0, 0], "img": [0, 0, 256]}')
+
+
 def sequence(model: Keras, policy: Keras, rows: Keras) -> tuple[Any, Any]:
     """Return a policy's and a model's numbers for the observations of one episode, in turn."""
     state = np.zeros((1, policy.signature.memory_width), np.float32)
