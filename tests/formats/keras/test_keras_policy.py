@@ -285,6 +285,31 @@ def test_action_of_a_plain_tanh_is_rescaled_to_the_bounds(tmp_path: Path) -> Non
     assert actions == pytest.approx(np.asarray(model(ROWS)) * 5, abs=1e-5)
 
 
+TANH = dense(3, activation="tanh")
+WIDER = layers.Rescaling([4.0, 1.0, 1.0])(TANH)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        ops.concatenate([TANH[:, :1] * 4.0, (TANH[:, 1:] + 1.0) / 2.0], 1),
+        ops.concatenate([WIDER[:, :1], (WIDER[:, 1:] + 1.0) / 2.0], 1),
+        ops.concatenate([ops.split(WIDER, [1], 1)[0], (ops.split(WIDER, [1], 1)[1] + 1.0) / 2], 1),
+        ops.stack([TANH[:, 0] * 4.0, (TANH[:, 1] + 1.0) / 2.0, (TANH[:, 2] + 1.0) / 2.0], 1),
+    ],
+    ids=["slices", "slices of each scale", "split", "stacked"],
+)
+def test_parts_of_a_tanh_in_the_environments_units_are_not_scaled_again(
+    output: Keras, tmp_path: Path
+) -> None:
+    model = keras.Model(INPUTS, output)
+
+    policy = load(save(model, tmp_path), "actions: {a: {low: [-4, 0, 0], high: [4, 1, 1]}}")
+
+    actions = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).actions
+    assert actions == pytest.approx(np.asarray(model(ROWS)), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "output",
     [

@@ -477,6 +477,72 @@ def test_joined_sigmoid_is_not_rescaled_with_the_tanh_beside_it(tmp_path: Path) 
         load(tmp_path, "actions: {drive: {low: [-3, -3, 0, 0], high: [3, 3, 5, 5]}}")
 
 
+TURN_AND_PEDALS = (
+    node("Tanh", ["net"], ["a"]),
+    node("Constant", [], ["wide"], value_floats=[4.0, 1.0, 1.0]),
+    node("Mul", ["a", "wide"], ["wider"]),
+    node("Constant", [], ["zero"], value_ints=[0]),
+    node("Constant", [], ["one"], value_ints=[1]),
+    node("Constant", [], ["rest"], value_ints=[1, 2]),
+    node("Constant", [], ["end"], value_ints=[2**31]),
+    node("Constant", [], ["sizes"], value_ints=[1, 2]),
+    node("Constant", [], ["unit"], value_float=1.0),
+    node("Constant", [], ["four"], value_float=4.0),
+    HALF,
+    node("Add", ["pedals", "unit"], ["positive"]),
+    node("Mul", ["positive", "half"], ["force"]),
+    node("Concat", ["turn", "force"], ["actions"], axis=1),
+)
+PARTS = {
+    "slices": [
+        node("Slice", ["a", "zero", "one", "one"], ["first"]),
+        node("Mul", ["first", "four"], ["turn"]),
+        node("Slice", ["a", "one", "end", "one"], ["pedals"]),
+    ],
+    "slices of each scale": [
+        node("Slice", ["wider", "zero", "one", "one"], ["turn"]),
+        node("Slice", ["wider", "one", "end", "one"], ["pedals"]),
+    ],
+    "split": [node("Split", ["wider", "sizes"], ["turn", "pedals"], axis=-1)],
+    "gather": [
+        node("Gather", ["wider", "zero"], ["turn"], axis=1),
+        node("Gather", ["wider", "rest"], ["pedals"], axis=1),
+    ],
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_parts_of_a_tanh_in_the_environments_units_are_not_scaled_again(
+    parts: Sequence[Any], tmp_path: Path
+) -> None:
+    ending = [*TURN_AND_PEDALS[:-3], *parts, *TURN_AND_PEDALS[-3:]]
+    path = actor(tmp_path, *ending, output="actions")
+
+    policy = load(tmp_path, "actions: {a: {low: [-4, 0, 0], high: [4, 1, 1]}}")
+
+    np.testing.assert_allclose(asked(policy).actions, theirs(path)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "factor"), [(2.0, 1.0), (1.0, 2.0)], ids=["own", "plain"])
+def test_tanh_that_is_clipped_off_its_ends_is_scaled_once(
+    scale: float, factor: float, tmp_path: Path
+) -> None:
+    path = actor(
+        tmp_path,
+        node("Tanh", ["net"], ["a"]),
+        node("Constant", [], ["least"], value_float=-0.999),
+        node("Constant", [], ["most"], value_float=0.999),
+        node("Clip", ["a", "least", "most"], ["clipped"]),
+        node("Constant", [], ["scale"], value_float=scale),
+        node("Mul", ["clipped", "scale"], ["actions"]),
+        output="actions",
+    )
+
+    policy = load(tmp_path, "actions: {a: {low: [-2, -2, -2], high: [2, 2, 2]}}")
+
+    np.testing.assert_allclose(asked(policy).actions, factor * theirs(path)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("deviation", ["log_std", "std"])
 def test_mean_and_deviation_are_a_normal_distribution(deviation: str, tmp_path: Path) -> None:
     ending = [node("Identity", ["net"], ["mu"])]
