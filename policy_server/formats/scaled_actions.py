@@ -22,6 +22,8 @@ from policy_server.schema import ActionField, ServerSchema
 __all__ = ["TENSORFLOW_CHANGES", "Bounds", "KeptPart", "with_kept_bounds", "without_rescaling"]
 
 _TOLERANCE = 1e-5
+# The part of the whole range that a clipping before the scaling leaves out, as one to +-0.999 does.
+_MARGIN = 0.01
 # The sums of shares of a whole, which float32 rounds.
 _SUM_TOLERANCE = 1e-4
 
@@ -222,6 +224,10 @@ def _bounded(entry: ActionField, bounds: Bounds, source: str, *, is_strict: bool
         return entry
     if _is_close(entry.low, low) and _is_close(entry.high, high):
         return replace(entry, normalized=False)
+    if _lies_just_within((-1.0,), (1.0,), low, high):
+        return entry
+    if _lies_just_within(entry.low, entry.high, low, high):
+        return replace(entry, normalized=False)
     if not is_strict or (set(entry.low), set(entry.high)) == ({-1.0}, {1.0}):
         # From [-1, 1] to [-1, 1] nothing is rescaled.
         return entry
@@ -232,6 +238,20 @@ def _bounded(entry: ActionField, bounds: Bounds, source: str, *, is_strict: bool
         f"{source}: actions.{entry.name}: low and high rescale numbers in [-1, 1], and the "
         f"network gives numbers in [{least:g}, {most:g}]; write 'normalized: False' to clip "
         "them only, or leave low and high out"
+    )
+
+
+def _lies_just_within(
+    least: tuple[float, ...], most: tuple[float, ...], low: Array, high: Array
+) -> bool:
+    """Return whether bounds are stated ones, but for a clipping that keeps off their very ends."""
+    stated_low, stated_high = np.asarray(least), np.asarray(most)
+    if len({stated_low.size, stated_high.size, low.size, high.size} - {1}) > 1:
+        return False
+    margin = _MARGIN * (stated_high - stated_low)
+    below, above = low - stated_low, stated_high - high
+    return all(
+        bool((side >= -_TOLERANCE).all() and (side <= margin).all()) for side in (below, above)
     )
 
 

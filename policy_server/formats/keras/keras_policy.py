@@ -128,8 +128,13 @@ class _Loading:
         for item in self._observed:
             x = steps.part(0, 0, first, item.width)
             first += item.width
-            is_number = item.dtype.startswith("float")
-            x = steps.number(x) if is_number else steps.add("Cast", x, dtype=item.dtype)
+            if item.dtype.startswith("float"):
+                x = steps.number(x)
+            else:
+                if item.dtype == "uint8":
+                    # A row's numbers are held to 0..255, which both casts leave as they are.
+                    x = steps.add("Cast", x, dtype="int32")
+                x = steps.add("Cast", x, dtype=item.dtype)
             registers[item.name] = steps.reshape(x, item.shape)
         for name, index in self._memory.inputs.items():
             registers[name] = self._state(index)

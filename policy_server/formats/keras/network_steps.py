@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from policy_server.engine.building import NetworkBuilder
 from policy_server.engine.network import FAILURES
+from policy_server.engine.operations import OPERATIONS
 from policy_server.errors import ModelError
 from policy_server.formats.keras.model_config import SUBJECT, Part
 from policy_server.formats.keras.result_sizes import MOST_NUMBERS, result_size
@@ -17,6 +19,9 @@ from policy_server.formats.output_meaning import Ending
 from policy_server.formats.scaled_actions import TENSORFLOW_CHANGES, Bounds
 
 __all__ = ["Steps"]
+
+# They choose, join or reorder the numbers of their inputs, and compute none.
+_MOVES = ("ConcatV2", "GatherV2", "Pack", "Reshape", "StridedSlice", "Transpose")
 
 
 class Steps:
@@ -64,7 +69,7 @@ class Steps:
                 f"{MOST_NUMBERS:,}; make its inputs smaller"
             )
         try:
-            return self.builder.add(operation, inputs, tuple(attributes.items()))
+            result = self.builder.add(operation, inputs, tuple(attributes.items()))
         except FAILURES as error:
             words = " ".join(str(error).split())[:200]
             raise ModelError(
@@ -72,6 +77,26 @@ class Steps:
             ) from error
         except MemoryError:
             self._refuse("its result takes more memory than there is; make its inputs smaller")
+        if operation in _MOVES and not self.bounds.keys().isdisjoint(inputs):
+            self.bounds[result] = self._moved(operation, inputs, attributes)
+        return result
+
+    def _moved(
+        self, operation: str, inputs: Sequence[int], attributes: Mapping[str, Any]
+    ) -> Bounds:
+        """Return the bounds of numbers that a step chooses, joins or gives another shape."""
+        known = [self.bounds.get(x, Bounds.of_none()) for x in inputs]
+        sides = []
+        for name in ("low", "high"):
+            arguments = [
+                np.broadcast_to(getattr(bounds, name), (1, *self.shape(x)))
+                if (constant := self.builder.constant(x)) is None
+                else constant
+                for x, bounds in zip(inputs, known, strict=True)
+            ]
+            sides.append(OPERATIONS[operation](*arguments, **attributes)[0])
+        low, high = sides
+        return Bounds(low, high, is_squashed=any(bounds.is_squashed for bounds in known))
 
     def _refuse(self, words: str) -> NoReturn:
         if self.layer is not None:
@@ -150,9 +175,6 @@ class Steps:
         if self.shape(x) == shape:
             return x
         result = self.add("Reshape", x, self.keep(np.array([-1, *shape])))
-        if len(shape) == 1 and x in self.bounds and self.bounds[x].low.ndim == 0:
-            # Each number stays within the same bounds.
-            self.bounds[result] = self.bounds[x]
         if x in self.endings and shape[-1:] == self.shape(x)[-1:]:
             self.endings[result] = self.endings[x]
         return result
@@ -189,11 +211,7 @@ class Steps:
         """
         if len(parts) == 1:
             return parts[0]
-        result = self.add("ConcatV2", *parts, self.keep(np.array(axis)))
-        if all(len(self.shape(x)) == 1 for x in parts):
-            known = [(self.bounds.get(x, Bounds.of_none()), self.size(x)) for x in parts]
-            self.bounds[result] = Bounds.joined(known)
-        return result
+        return self.add("ConcatV2", *parts, self.keep(np.array(axis)))
 
     def reduced(self, operation: str, x: int, axes: tuple[int, ...], *, keeps: bool) -> int:
         """Return the register of a sum, a mean and the like over axes of a row.

@@ -23,7 +23,13 @@ from policy_server.formats.probability_checks import (
 from policy_server.policy import ActionComponent, PolicySignature
 from policy_server.schema import ServerSchema
 
-__all__ = ["check_mask", "check_repeats", "checked_actions", "needs_mask_itself"]
+__all__ = [
+    "check_mask",
+    "check_repeats",
+    "checked_actions",
+    "flags_beyond_clearing",
+    "needs_mask_itself",
+]
 
 Array = NDArray[Any]
 
@@ -155,6 +161,36 @@ def needs_mask_itself(graph: GraphRuns, plan: Plan, components: Sequence[ActionC
     theirs = _masked(graph, plan, mask, masks)[:, ~logits]
     ours = graph.function(plan)(graph.probes)[:, ~logits]
     return not np.allclose(theirs, ours, atol=_TOLERANCE, equal_nan=True)
+
+
+def flags_beyond_clearing(graph: GraphRuns, plan: Plan) -> list[str]:
+    """Return the names of the graph's flags that do more, or other, than to clear the state.
+
+    A flag that clears the state changes nothing on the zero state, and keeps another state while it
+    is filled as for a step that goes on. A trained first state is none of zeros.
+
+    Args:
+        graph: runs the graph, whose flags are filled in.
+        plan: its inputs and results.
+    """
+    rows = graph.probes
+    cleared = rows.copy()
+    cleared[:, graph.roles.observation_width :] = 0
+    function = graph.function(plan)
+    ours = function(cleared)
+    if _is_alike(function(rows), ours):
+        return [flag.name for flag in graph.roles.flags]
+    found = []
+    for flag in graph.roles.flags:
+        turned = replace(flag, value=1 - flag.value)
+        feeds = tuple(turned if feed.name == flag.name else feed for feed in plan.feeds)
+        if not _is_alike(graph.function(replace(plan, feeds=feeds))(cleared), ours):
+            found.append(flag.name)
+    return found
+
+
+def _is_alike(one: Array, other: Array) -> bool:
+    return np.allclose(one, other, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True)
 
 
 def _masked(graph: GraphRuns, plan: Plan, mask: Feed, masks: NDArray[np.bool_]) -> Array:

@@ -29,7 +29,8 @@ def described_roles(model: OnnxModel, document: PolicyDocument) -> Roles:
     """
     flow = {item.input: item.output for item in document.memory}
     masks = () if document.mask is None else (document.mask,)
-    roles = find_roles(model, None, flow=flow, masks=masks)
+    observed = document.observation.inputs
+    roles = find_roles(model, None, flow=flow, masks=masks, observed=observed)
     found = {
         "observation.inputs": [item.name for item in roles.observations],
         "memory": [item.name for item in roles.memory],

@@ -15,8 +15,8 @@ __all__ = ["filled_with", "reset_flags", "switched"]
 _LENGTHS = re.compile(r"seq_?lens?|sequence_lengths?")
 _SWITCHES = re.compile(r"(?:is_)?training|train_mode|deterministic|explore")
 # A recurrent policy's flag of an episode's first step, at which the graph clears the state itself.
-# The state of a first step is zero already, so that each step goes on. Some libraries write the
-# opposite flag.
+# The state of a first step is zero already, so that each step goes on. A graph with a trained first
+# state is told by running it. Some libraries write the opposite flag.
 _RESETS = re.compile(r"is_init|is_first|episode_starts?|(?:is_)?dones?|(?:is_)?terminals?|resets?")
 _CONTINUES = re.compile(r"not_dones?|non_?terminals?|continues?")
 
@@ -40,6 +40,8 @@ def reset_flags(
     inputs: Sequence[SignatureTensor], name: str, schema: ServerSchema | None
 ) -> list[Feed]:
     """Return the feeds of the flags that clear a state, which schema.yaml does not observe.
+
+    Each is filled with the number of a step that goes on.
 
     Args:
         inputs: those of a recurrent policy that are no states.

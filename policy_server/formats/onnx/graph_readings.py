@@ -6,7 +6,11 @@ from dataclasses import dataclass, replace
 
 from policy_server.errors import ModelError, SchemaError
 from policy_server.formats.onnx.action_outputs import Actions, read_actions
-from policy_server.formats.onnx.answer_checks import checked_actions, needs_mask_itself
+from policy_server.formats.onnx.answer_checks import (
+    checked_actions,
+    flags_beyond_clearing,
+    needs_mask_itself,
+)
 from policy_server.formats.onnx.described_graph import (
     described_actions,
     described_roles,
@@ -66,9 +70,12 @@ def read_by_graph(
         SchemaError: if schema.yaml disagrees with the graph.
     """
     flow = None if description is None else description.flow
-    roles = find_roles(model, schema, flow=flow)
+    roles, masks = find_roles(model, schema, flow=flow), None
     if roles.mask is not None and _needs_mask_itself(model, roles, schema):
-        roles = find_roles(model, schema, flow=flow, masks=())
+        masks = ()
+        roles = find_roles(model, schema, flow=flow, masks=masks)
+    if roles.flags and (observed := _flags_beyond_clearing(model, roles, schema)):
+        roles = find_roles(model, schema, flow=flow, masks=masks, observed=observed)
     _check_width(roles, schema)
     _check_places(model, roles, schema)
     graph = GraphRuns(model, roles)
@@ -127,6 +134,11 @@ def read_by_metadata(
     actions = described_actions(model, document, graph.measure)
     plan = _plan(roles, actions)
     _refuse_random(graph, plan)
+    if roles.flags and (beyond := flags_beyond_clearing(graph, plan)):
+        raise ModelError(
+            f"{model.name}: {POLICY_KEY}: observation.inputs leaves {beyond[0]!r} out, which does "
+            "more than clear the state; name it among them"
+        )
     if needs_mask_itself(graph, plan, actions.components):
         raise ModelError(
             f"{model.name}: {POLICY_KEY}: mask is {document.mask!r}, which changes more than the "
@@ -140,10 +152,25 @@ def read_by_metadata(
 
 def _needs_mask_itself(model: OnnxModel, roles: Roles, schema: ServerSchema | None) -> bool:
     """Return whether a mask is a part of the observation, since it changes more than logits."""
+    graph, actions = _tried(model, roles, schema)
+    return needs_mask_itself(graph, _plan(roles, actions), actions.components)
+
+
+def _flags_beyond_clearing(
+    model: OnnxModel, roles: Roles, schema: ServerSchema | None
+) -> list[str]:
+    """Return the flags that are parts of the observation, since they do more than clear a state."""
+    graph, actions = _tried(model, roles, schema)
+    return flags_beyond_clearing(graph, _plan(roles, actions))
+
+
+def _tried(
+    model: OnnxModel, roles: Roles, schema: ServerSchema | None
+) -> tuple[GraphRuns, Actions]:
+    """Return a graph that runs, and its actions as some roles of its inputs have them."""
     graph = GraphRuns(model, roles)
     graph.measure([item.name for item in model.outputs])
-    actions = read_actions(model, roles, schema, graph.measure)
-    return needs_mask_itself(graph, _plan(roles, actions), actions.components)
+    return graph, read_actions(model, roles, schema, graph.measure)
 
 
 def _check_width(roles: Roles, schema: ServerSchema | None) -> None:
@@ -257,6 +284,17 @@ def _assumed(model: OnnxModel, roles: Roles) -> list[str]:
         "name them h_in and h_out if they are one"
         for pair in look_alikes(model)
         if pair.before.name in observed
+    ]
+    found += [
+        f"the input {flag.name!r} is filled with {flag.value:g}, as for a step that goes on: the "
+        "graph clears the state by it, and an episode begins with the zero state"
+        for flag in roles.flags
+    ]
+    found += [
+        f"the input {flag.name!r} is a part of the observation: it does more than clear the state, "
+        "such as setting a trained first one, or clears it at another number than its name says; "
+        "send it with each step as in training"
+        for flag in roles.observed_flags
     ]
     if roles.memory:
         pairs = ", ".join(f"{pair.after} to {pair.before.name}" for pair in roles.states)

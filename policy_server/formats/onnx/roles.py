@@ -44,6 +44,8 @@ class Roles:
         observations: the inputs that make an observation, in the order of a row.
         mask: the input that is an action mask; None where there is none.
         observed_masks: the inputs of an action mask's name that are observations.
+        flags: the inputs that clear the state, filled with the number of a step that goes on.
+        observed_flags: such inputs that are observations, since they do more than clear the state.
         states: the state's tensors, in the order of their inputs.
         outputs: the outputs that carry no state.
     """
@@ -54,6 +56,8 @@ class Roles:
     states: tuple[StatePair, ...]
     outputs: tuple[SignatureTensor, ...]
     observed_masks: tuple[str, ...] = ()
+    flags: tuple[Feed, ...] = ()
+    observed_flags: tuple[Feed, ...] = ()
 
     @property
     def observation_width(self) -> int:
@@ -85,6 +89,7 @@ def find_roles(
     *,
     flow: Mapping[str, str] | None = None,
     masks: Collection[str] | None = None,
+    observed: Collection[str] = (),
 ) -> Roles:
     """Return the parts that a graph's inputs and outputs play.
 
@@ -95,6 +100,8 @@ def find_roles(
         flow: the outputs that become inputs of the next step, by the inputs' names; None to tell
             them by the names.
         masks: the names of the inputs that are action masks; None to tell them by the names.
+        observed: the names of the inputs that are observations, though they are named as flags
+            that clear a state.
 
     Raises:
         ModelError: if an input can't be filled, or a memory would be lost.
@@ -117,7 +124,8 @@ def find_roles(
     _refuse_lost_memory(model, needed, pairs=pairs)
     before = {pair.before.name for pair in pairs}
     others = [item for item in model.inputs if item.name not in before]
-    flags = reset_flags(others, model.name, schema) if pairs else []
+    told = reset_flags(others, model.name, schema) if pairs else []
+    flags = [feed for feed in told if feed.name not in observed]
     flagged = {feed.name for feed in flags}
     fixed = [
         *(
@@ -155,6 +163,8 @@ def find_roles(
         states,
         outputs,
         tuple(item.name for item in observations if _MASK.fullmatch(item.name.lower())),
+        tuple(flags),
+        tuple(feed for feed in told if feed.name in observed),
     )
 
 

@@ -285,6 +285,31 @@ def test_action_of_a_plain_tanh_is_rescaled_to_the_bounds(tmp_path: Path) -> Non
     assert actions == pytest.approx(np.asarray(model(ROWS)) * 5, abs=1e-5)
 
 
+TANH = dense(3, activation="tanh")
+WIDER = layers.Rescaling([4.0, 1.0, 1.0])(TANH)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        ops.concatenate([TANH[:, :1] * 4.0, (TANH[:, 1:] + 1.0) / 2.0], 1),
+        ops.concatenate([WIDER[:, :1], (WIDER[:, 1:] + 1.0) / 2.0], 1),
+        ops.concatenate([ops.split(WIDER, [1], 1)[0], (ops.split(WIDER, [1], 1)[1] + 1.0) / 2], 1),
+        ops.stack([TANH[:, 0] * 4.0, (TANH[:, 1] + 1.0) / 2.0, (TANH[:, 2] + 1.0) / 2.0], 1),
+    ],
+    ids=["slices", "slices of each scale", "split", "stacked"],
+)
+def test_parts_of_a_tanh_in_the_environments_units_are_not_scaled_again(
+    output: Keras, tmp_path: Path
+) -> None:
+    model = keras.Model(INPUTS, output)
+
+    policy = load(save(model, tmp_path), "actions: {a: {low: [-4, 0, 0], high: [4, 1, 1]}}")
+
+    actions = policy.infer(PolicyInputs.of(ROWS, is_deterministic=True)).actions
+    assert actions == pytest.approx(np.asarray(model(ROWS)), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "output",
     [
@@ -361,6 +386,24 @@ def test_whole_numbers_beside_a_float_are_held_to_their_type(tmp_path: Path) -> 
         space.parse_named(b'{"id": [1.9, 2.5], "x": 0.5}')
     with pytest.raises(ObservationError):
         space.parse_raw(b'{"obs": [1, 2.5, 0.5]}')
+
+
+def test_image_of_uint8_beside_a_float_is_answered_as_keras_does(tmp_path: Path) -> None:
+    place, image = keras.Input((2,), name="pos"), keras.Input((3,), name="img", dtype="uint8")
+    scaled = layers.Rescaling(1 / 255)(image)
+    model = keras.Model(
+        [place, image], layers.Dense(3, name="logits")(layers.Concatenate()([place, scaled]))
+    )
+    places, images = ROWS[:3, :2], np.array([[0, 127, 255], [1, 2, 254], [128, 0, 3]], np.uint8)
+    schema = "observations: {pos: {type: 'List[float]'}, img: {type: 'List[float]'}}"
+
+    policy = load(save(model, tmp_path), schema)
+
+    expected = np.asarray(model([places, images]))
+    found = numbers(policy, np.concatenate([places, images], axis=1))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(ObservationError):
+        space_of(schema, policy.signature).parse_named(b'{"pos": [0, 0], "img": [0, 0, 256]}')
 
 
 def sequence(model: Keras, policy: Keras, rows: Keras) -> tuple[Any, Any]:

@@ -477,6 +477,72 @@ def test_joined_sigmoid_is_not_rescaled_with_the_tanh_beside_it(tmp_path: Path) 
         load(tmp_path, "actions: {drive: {low: [-3, -3, 0, 0], high: [3, 3, 5, 5]}}")
 
 
+TURN_AND_PEDALS = (
+    node("Tanh", ["net"], ["a"]),
+    node("Constant", [], ["wide"], value_floats=[4.0, 1.0, 1.0]),
+    node("Mul", ["a", "wide"], ["wider"]),
+    node("Constant", [], ["zero"], value_ints=[0]),
+    node("Constant", [], ["one"], value_ints=[1]),
+    node("Constant", [], ["rest"], value_ints=[1, 2]),
+    node("Constant", [], ["end"], value_ints=[2**31]),
+    node("Constant", [], ["sizes"], value_ints=[1, 2]),
+    node("Constant", [], ["unit"], value_float=1.0),
+    node("Constant", [], ["four"], value_float=4.0),
+    HALF,
+    node("Add", ["pedals", "unit"], ["positive"]),
+    node("Mul", ["positive", "half"], ["force"]),
+    node("Concat", ["turn", "force"], ["actions"], axis=1),
+)
+PARTS = {
+    "slices": [
+        node("Slice", ["a", "zero", "one", "one"], ["first"]),
+        node("Mul", ["first", "four"], ["turn"]),
+        node("Slice", ["a", "one", "end", "one"], ["pedals"]),
+    ],
+    "slices of each scale": [
+        node("Slice", ["wider", "zero", "one", "one"], ["turn"]),
+        node("Slice", ["wider", "one", "end", "one"], ["pedals"]),
+    ],
+    "split": [node("Split", ["wider", "sizes"], ["turn", "pedals"], axis=-1)],
+    "gather": [
+        node("Gather", ["wider", "zero"], ["turn"], axis=1),
+        node("Gather", ["wider", "rest"], ["pedals"], axis=1),
+    ],
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_parts_of_a_tanh_in_the_environments_units_are_not_scaled_again(
+    parts: Sequence[Any], tmp_path: Path
+) -> None:
+    ending = [*TURN_AND_PEDALS[:-3], *parts, *TURN_AND_PEDALS[-3:]]
+    path = actor(tmp_path, *ending, output="actions")
+
+    policy = load(tmp_path, "actions: {a: {low: [-4, 0, 0], high: [4, 1, 1]}}")
+
+    np.testing.assert_allclose(asked(policy).actions, theirs(path)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "factor"), [(2.0, 1.0), (1.0, 2.0)], ids=["own", "plain"])
+def test_tanh_that_is_clipped_off_its_ends_is_scaled_once(
+    scale: float, factor: float, tmp_path: Path
+) -> None:
+    path = actor(
+        tmp_path,
+        node("Tanh", ["net"], ["a"]),
+        node("Constant", [], ["least"], value_float=-0.999),
+        node("Constant", [], ["most"], value_float=0.999),
+        node("Clip", ["a", "least", "most"], ["clipped"]),
+        node("Constant", [], ["scale"], value_float=scale),
+        node("Mul", ["clipped", "scale"], ["actions"]),
+        output="actions",
+    )
+
+    policy = load(tmp_path, "actions: {a: {low: [-2, -2, -2], high: [2, 2, 2]}}")
+
+    np.testing.assert_allclose(asked(policy).actions, factor * theirs(path)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("deviation", ["log_std", "std"])
 def test_mean_and_deviation_are_a_normal_distribution(deviation: str, tmp_path: Path) -> None:
     ending = [node("Identity", ["net"], ["mu"])]
@@ -1365,3 +1431,101 @@ def test_several_rows_at_once_are_no_single_observation(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="takes 2 rows at once"):
         load(tmp_path, DISCRETE)
+
+
+def starting_actor(folder: Path, flag: str, *, goes_on: bool, **metadata: str) -> Path:
+    """Write a recurrent policy that begins an episode, as the flag says, with a trained state."""
+    kept = node("Identity" if goes_on else "Sub", [flag] if goes_on else ["one", flag], ["keeps"])
+    begun = node("Sub" if goes_on else "Identity", ["one", flag] if goes_on else [flag], ["begins"])
+    return write_model(
+        folder,
+        [
+            kept,
+            begun,
+            node("Mul", ["h_in", "keeps"], ["kept"]),
+            node("Mul", ["first", "begins"], ["begun"]),
+            node("Add", ["kept", "begun"], ["before"]),
+            node("MatMul", ["obs", "w"], ["new"]),
+            node("Add", ["before", "new"], ["sum"]),
+            node("Tanh", ["sum"], ["h_out"]),
+            node("Identity", ["h_out"], ["actions"]),
+        ],
+        [tensor("obs", ["b", 4]), tensor(flag, ["b", 1]), tensor("h_in", ["b", 2])],
+        [tensor("actions", ["b", 2]), tensor("h_out", ["b", 2])],
+        {
+            "w": weights(4, 2),
+            "one": np.array(1, np.float32),
+            "first": np.array([[0.5, -0.25]], np.float32),
+        },
+        metadata=metadata,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "goes_on"), [("is_first", False), ("not_done", True)], ids=["set", "not set"]
+)
+def test_flag_that_sets_a_trained_first_state_is_observed(
+    flag: str, tmp_path: Path, *, goes_on: bool
+) -> None:
+    path = starting_actor(tmp_path, flag, goes_on=goes_on)
+
+    policy = load(tmp_path)
+
+    session = onnxruntime.InferenceSession(path)
+    state = their_state = np.zeros((6, 2), np.float32)
+    for step in range(3):
+        flags = np.full((6, 1), float((step == 0) != goes_on), np.float32)
+        found = asked(policy, np.concatenate([ROWS + step, flags], axis=1), state)
+        actions, their_state = session.run(
+            None, {"obs": ROWS + step, flag: flags, "h_in": their_state}
+        )
+        np.testing.assert_allclose(found.actions, actions, atol=1e-6)
+        assert found.state is not None
+        state = found.state
+    told = f"the input {flag!r} is a part of the observation: it does more than clear the state"
+    assert any(finding.startswith(told) for finding in policy.signature.findings)
+
+
+def test_flag_of_another_meaning_than_its_name_is_observed(tmp_path: Path) -> None:
+    # It clears the state where it is 0, as a flag of a step that goes on does.
+    resetting_actor(tmp_path, "dones", goes_on=True)
+
+    assert load(tmp_path).signature.observation_width == 5
+
+
+def test_inspection_tells_of_a_flag_that_is_filled_in(tmp_path: Path) -> None:
+    resetting_actor(tmp_path, "not_done", goes_on=True)
+
+    findings = load(tmp_path).signature.findings
+
+    assert any("'not_done' is filled with 1" in finding for finding in findings)
+
+
+@pytest.mark.parametrize("inputs", [["obs", "is_first"], ["obs"]], ids=["named", "left out"])
+def test_file_that_describes_itself_names_the_flag_of_a_trained_first_state(
+    inputs: list[str], tmp_path: Path
+) -> None:
+    document = {
+        "observation": {"inputs": inputs},
+        "distribution": {"output": "actions", "components": [{"kind": "deterministic", "size": 2}]},
+        "memory": [{"name": "h", "input": "h_in", "output": "h_out"}],
+    }
+    rows = np.zeros((20, 5), np.float32)
+    rows[::2, 4] = 1
+    after = np.tanh(rows[:, 4:] * [0.5, -0.25]).tolist()
+    vectors = {
+        "observations": rows.tolist(),
+        "states": np.zeros((20, 2)).tolist(),
+        **dict.fromkeys(("distributions", "actions", "states_after"), after),
+    }
+    metadata = {
+        "policy_server.policy.v1": json.dumps(document),
+        "policy_server.test_vectors.v1": json.dumps(vectors),
+    }
+    starting_actor(tmp_path, "is_first", goes_on=False, **metadata)
+
+    if "is_first" in inputs:
+        assert load(tmp_path).signature.observation_width == 5
+        return
+    with pytest.raises(ModelError, match=r"leaves 'is_first' out, .*; name it among them$"):
+        load(tmp_path)
