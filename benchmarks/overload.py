@@ -121,7 +121,9 @@ async def _measure(server: _Server, load: _Load, seconds: float, bound_s: float)
     _write("a second later", after, " | ")
     for answer in {*loaded.failed, *after.failed}:
         sys.stdout.write(f"failed: {answer!r}\n")
-    return judge(Run(bound_s, before, loaded, after, memory, alone=round(seconds * pace)))
+    bodies_mb = bound_s * pace * len(request) / _MEGABYTE
+    alone = round(seconds * pace)
+    return judge(Run(bound_s, before, loaded, after, memory, alone, bodies_mb))
 
 
 def _write(name: str, outcome: Outcome, ending: str) -> None:
