@@ -443,6 +443,11 @@ class Settings(BaseSettings):
         return tuple(_origin(item) for item in re.split(r"[\s,]+", value.strip(" ,\t\r\n[]")))
 
     @property
+    def longest_wait_s(self) -> float:
+        """Return the longest wait for an answer, in seconds, that a request is accepted for."""
+        return self.max_wait_s or self.request_timeout_s
+
+    @property
     def schema_path(self) -> Path:
         """Return where schema.yaml lies."""
         return self.home / "schema.yaml"

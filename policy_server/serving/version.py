@@ -153,7 +153,7 @@ class PolicyVersion:
             settings.max_batch_size,
             settings.max_queue_size,
             settings.request_timeout_s,
-            settings.max_wait_s or settings.request_timeout_s,
+            settings.longest_wait_s,
         )
         record = VersionRecord()
         backend = counted(opened.backend, metrics, label, record)
