@@ -17,6 +17,7 @@ import uvicorn
 from policy_server.errors import SettingsError
 from policy_server.http_server.connection_limits import ConnectionWatch
 from policy_server.http_server.hot_requests import HotRoutes
+from policy_server.http_server.many_accepts import accept_many_a_turn
 from policy_server.http_server.protocols import use_protocols
 from policy_server.ports import check_unix_socket, free_port, open_listener, reason_of
 
@@ -100,7 +101,9 @@ class HttpServer:
     def use_protocols(
         self, watch: ConnectionWatch, app: object = None, hot_routes: HotRoutes | None = None
     ) -> None:
-        """Serve by this room's protocols; called from the lifespan, when uvicorn has its own.
+        """Serve by this room's protocols, and take several connections in a turn.
+
+        Called from the lifespan, when uvicorn has its own protocols and does not listen yet.
 
         Args:
             watch: see `protocols.use_protocols`.
@@ -108,6 +111,7 @@ class HttpServer:
             hot_routes: see `protocols.use_protocols`.
         """
         use_protocols(self.config, watch, app=app, hot_routes=hot_routes)
+        accept_many_a_turn()
 
     def claim(self) -> None:
         """Refuse an address that is taken; choose the port now where uvicorn was to choose one.

@@ -3,7 +3,7 @@
 A request that waits in its socket can't be refused, and its client can't be seen to have gone. So
 bodies are read for some milliseconds only. Those of the requests that have come besides wait here,
 in their order, while others are received, until nothing else comes or as much time has passed: one
-turn of the event loop may not be enough for that, since uvloop takes one new connection a turn.
+turn of the event loop may not be enough for that, since uvloop takes few new connections in each.
 """
 
 from __future__ import annotations
