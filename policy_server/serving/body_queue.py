@@ -22,6 +22,8 @@ __all__ = ["BodyQueue", "UnreadRequest"]
 # For how long bodies are read, while what has come to a socket waits; and for how long requests are
 # received at the most, while bodies wait.
 _TURN_S = 0.005
+# A body that comes so long behind the last one has not waited for it in its socket.
+_APART_S = 0.001
 # A turn of the event loop that takes less has received nothing to speak of.
 _QUIET_S = 2e-5
 # A request takes some microseconds, whatever the length of its body.
@@ -92,13 +94,16 @@ class BodyQueue:
         self._requests: deque[UnreadRequest] = deque()
         self._waiting = 0
         self._waiting_bytes = 0
-        # Whether the end of this turn of the event loop is awaited, and when the last one was.
-        self._is_awaiting = False
-        self._ended = 0.0
-        # Since when bodies are read, and how many bytes; and since when they wait instead.
+        # Since when bodies are read when they come, and when the last one was.
         self._began = 0.0
-        self._read_bytes = 0
+        self._ended = 0.0
+        # Whether requests wait. Meanwhile: when the last turn of the event loop ended, since when
+        # others are received, and since when how many bytes were read.
+        self._is_paused = False
+        self._turned = 0.0
         self._paused = 0.0
+        self._measured = 0.0
+        self._read_bytes = 0
         self._slowest_s = 0.0
 
     def take(self, request: UnreadRequest) -> None:
@@ -107,18 +112,14 @@ class BodyQueue:
         Args:
             request: one that has come just now.
         """
-        if not self._requests:
-            if not self._is_awaiting:
-                self._is_awaiting = True
-                self._began = self._ended = request.started
-                self._read_bytes = 0
-                # It runs before the sockets are looked at again.
-                asyncio.get_running_loop().call_soon(self._end_turn)
+        if not self._is_paused:
+            if request.started - self._ended > _APART_S:
+                self._began = request.started
             if request.started - self._began < _TURN_S:
-                self._read_bytes += _size(request)
                 request.read_body()
+                self._ended = self._clock()
                 return
-            self._paused = request.started
+            self._pause(request.started)
         self._put(request)
 
     def forget(self, request: UnreadRequest) -> None:
@@ -142,6 +143,14 @@ class BodyQueue:
             seconds: from its arrival to its answer.
         """
         self._slowest_s = max(self._slowest_s, seconds)
+
+    def _pause(self, now: float) -> None:
+        """Begin to let requests wait, and to measure how fast bodies are read."""
+        self._is_paused = True
+        self._turned = self._paused = self._measured = now
+        self._read_bytes, self._slowest_s = 0, 0.0
+        # It runs before the sockets are looked at again.
+        asyncio.get_running_loop().call_soon(self._end_turn)
 
     def _put(self, request: UnreadRequest) -> None:
         waiting, size = self._waiting, _size(request)
@@ -173,17 +182,18 @@ class BodyQueue:
     def _end_turn(self) -> None:
         """Read bodies, or let the event loop look at its sockets once more before that."""
         now = self._clock()
-        is_quiet = now - self._ended < _QUIET_S
-        self._ended = now
+        is_quiet = now - self._turned < _QUIET_S
+        if is_quiet or now - self._paused >= _TURN_S:
+            self._learn(now)
+            self._read_waiting(now)
+            now = self._paused = self._clock()
+        self._turned = now
         if self._requests:
-            if is_quiet or now - self._paused >= _TURN_S:
-                self._learn(now)
-                self._read_waiting(now)
-                self._ended = self._paused = self._clock()
-        elif is_quiet:
-            self._is_awaiting = False
-            return
-        asyncio.get_running_loop().call_soon(self._end_turn)
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        else:
+            # The sockets have been looked at meanwhile.
+            self._is_paused = False
+            self._began = self._ended = now
 
     def _read_waiting(self, began: float) -> None:
         requests, now = self._requests, began
@@ -199,10 +209,10 @@ class BodyQueue:
     def _learn(self, now: float) -> None:
         """Learn from the bodies that were read since the last time, and begin to count anew."""
         if self._read_bytes:
-            self._bound.measure(self._read_bytes, started=self._began, ended=now)
+            self._bound.measure(self._read_bytes, started=self._measured, ended=now)
         if self._slowest_s:
             self._bound.learn(self._slowest_s)
-        self._began, self._read_bytes, self._slowest_s = now, 0, 0.0
+        self._measured, self._read_bytes, self._slowest_s = now, 0, 0.0
 
     def _read(self, request: UnreadRequest, now: float) -> None:
         size, deadline = _size(request), request.own_deadline

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+import pytest
+
 from policy_server.errors import PolicyServerError
 from policy_server.serving import BodyQueue
 from tests.support.waiting import turns
@@ -104,6 +106,51 @@ async def test_body_that_comes_to_an_idle_queue_is_read_at_once_again() -> None:
     bodies.come("g")
 
     assert bodies.read == list("abcdefg")
+
+
+async def test_bodies_that_are_read_at_once_cost_no_turn_of_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bodies = Bodies()
+    scheduled: list[object] = []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio.get_running_loop(), "call_soon", scheduled.append)
+        for name in "abcdef":
+            bodies.come(name)
+            bodies.now += 0.01
+
+    assert bodies.read == list("abcdef")
+    assert scheduled == []
+
+
+async def test_bodies_that_come_one_behind_the_other_let_the_sockets_be_looked_at() -> None:
+    bodies = Bodies()
+
+    for name in "abcdef":
+        bodies.come(name)
+        bodies.now += 0.0001
+    at_once = list(bodies.read)
+    await turns(8)
+
+    assert at_once == list("abc")
+    assert bodies.read == list("abcdef")
+
+
+async def test_request_that_comes_while_the_last_body_is_read_is_read_behind_it() -> None:
+    bodies = Bodies()
+    *_, last = bodies.come(*"abcd")
+    read_last = last.read_body
+
+    def read_and_go_on() -> None:
+        read_last()
+        bodies.come("e")
+        assert bodies.read == list("abcd")
+
+    last.read_body = read_and_go_on  # type: ignore[method-assign]  # its answer lets another begin
+    await turns(8)
+
+    assert bodies.read == list("abcde")
 
 
 async def test_request_that_would_wait_too_long_is_refused_when_it_comes() -> None:
