@@ -130,3 +130,12 @@ def test_answer_is_counted_by_its_head(answer: bytes, counted: tuple[int, int, i
     outcome.note(answer, 0.1)
 
     assert (len(outcome.answered), len(outcome.refused), len(outcome.failed)) == counted
+
+
+def test_bodies_that_may_wait_are_no_lost_memory() -> None:
+    run = replace(HELD, memory_mb=(66.0, 96.0, 96.0, 96.0))
+
+    assert judge(replace(run, bodies_mb=30.0)) == []
+    assert judge(replace(run, bodies_mb=10.0)) == [
+        "memory: expected 20 MB more than before at the most, got 66.0 MB before and 96.0 MB"
+    ]

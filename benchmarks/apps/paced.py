@@ -1,7 +1,9 @@
-"""This server over a policy of a known speed: `uvicorn --factory benchmarks.apps.paced:paced`.
+"""This server over policies that overload different parts of it, by `uvicorn --factory`.
 
-Its calls take 2 ms a row, one call at a time, whatever the machine does meanwhile. Everything in
-front of it is the server's own: protocols, gate, scheduler, metrics, logs.
+The calls of `benchmarks.apps.paced:paced` take 2 ms a row, one call at a time, whatever the machine
+does meanwhile. Those of `benchmarks.apps.paced:wide` compute nothing, but an observation has 20,000
+numbers: to read one takes the web process longer than all else. Everything in front of both is the
+server's own: protocols, gate, scheduler, metrics, logs.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from benchmarks.apps.floor import ConstantBackend
 from policy_server.access_keys import KeyRing
@@ -19,16 +22,24 @@ from policy_server.http_server import (
     find_http_server,
 )
 from policy_server.metrics import Metrics
-from policy_server.policy import DEFAULT_POLICY, PolicyInputs, PolicyOutputs
+from policy_server.policy import (
+    DEFAULT_POLICY,
+    PolicyBackend,
+    PolicyInputs,
+    PolicyOutputs,
+    SignatureTensor,
+)
 from policy_server.schema import ServerSchema
 from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
 from policy_server.settings import read_settings
 from policy_server.telemetry import configure_logging
 from policy_server.web import Application, create_app
 
-__all__ = ["ROW_S", "paced"]
+__all__ = ["ROW_S", "WIDE", "paced", "wide"]
 
 ROW_S = 0.002
+# The numbers of a wide observation.
+WIDE = 20_000
 
 
 class _PacedBackend(ConstantBackend):
@@ -41,18 +52,35 @@ class _PacedBackend(ConstantBackend):
             return await super().infer(inputs)
 
 
+class _WideBackend(ConstantBackend):
+    signature = replace(
+        ConstantBackend.signature,
+        observation_width=WIDE,
+        inputs=(SignatureTensor("observations", "float32", (None, WIDE)),),
+    )
+
+
 def paced() -> Application:
-    """Build the application, as settings say."""
+    """Build the application whose policy is the limit, as settings say."""
+    return _application(_PacedBackend(), "paced")
+
+
+def wide() -> Application:
+    """Build the application whose web process is the limit, as settings say."""
+    return _application(_WideBackend(), "wide")
+
+
+def _application(backend: PolicyBackend, digest: str) -> Application:
     settings = read_settings()
     configure_logging(level=settings.log_level, log_format=settings.log_format)
     metrics, keys = Metrics(), KeyRing()
 
     @asynccontextmanager
-    async def open_paced() -> AsyncIterator[OpenedPolicy]:
-        yield OpenedPolicy(_PacedBackend(), "paced")
+    async def open_policy() -> AsyncIterator[OpenedPolicy]:
+        yield OpenedPolicy(backend, digest)
 
     slot = PolicySlot(
-        DEFAULT_POLICY, ServerSchema(), open_paced, settings=settings, metrics=metrics
+        DEFAULT_POLICY, ServerSchema(), open_policy, settings=settings, metrics=metrics
     )
     registry = PolicyRegistry([slot])
 

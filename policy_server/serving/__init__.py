@@ -5,6 +5,7 @@ A scheduler in front of each version gathers many questions into few calls of it
 
 from __future__ import annotations
 
+from policy_server.serving.body_queue import BodyQueue
 from policy_server.serving.deployer import Deployer
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.deployment_store import DeploymentStore
@@ -26,6 +27,7 @@ __all__ = [
     "ROWS_PER_CALL",
     "Answer",
     "AnsweredCall",
+    "BodyQueue",
     "DeployedVersion",
     "Deployer",
     "Deployment",

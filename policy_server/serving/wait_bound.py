@@ -63,8 +63,21 @@ class WaitBound:
             started: when it was sent, by the same clock.
             ended: when it was answered.
         """
+        self.measure(rows, started=started, ended=ended)
+        self.learn(ended - asked)
+
+    def measure(self, rows: int, *, started: float, ended: float) -> None:
+        """Learn how long rows take; see `observe`."""
         self._rate.observe(rows, started=started, ended=ended)
-        if ended - asked > _WHOLE_SHARE * self._longest_s:
+
+    def learn(self, waited_s: float) -> None:
+        """Learn whether what was accepted is answered in time.
+
+        Args:
+            waited_s: how long the longest-waiting of some that were answered together had waited
+                for its answer, in seconds.
+        """
+        if waited_s > _WHOLE_SHARE * self._longest_s:
             self._share = max(self._share - _FALL, _LEAST_SHARE)
         elif self._share < _WHOLE_SHARE:
             self._share = min(self._share + _RISE, _WHOLE_SHARE)

@@ -26,7 +26,7 @@ from policy_server.lean_imports import without_packages
 from policy_server.metrics import Metrics
 from policy_server.request_log import RequestLog
 from policy_server.sdk import SdkStore
-from policy_server.serving import PolicyRegistry
+from policy_server.serving import BodyQueue, PolicyRegistry
 from policy_server.serving.administration import Administration
 from policy_server.serving.state_tokens import StateTokens
 from policy_server.serving.team import Team
@@ -134,6 +134,7 @@ def create_app(
             metrics=counted,
         ),
         keys=valid,
+        bodies=BodyQueue(max_waiting=settings.max_queue_size, max_wait_s=settings.max_wait_s),
         root_path=root_path,
         max_body_bytes=settings.max_body_bytes,
         max_batch_body_bytes=settings.max_batch_body_bytes,

@@ -25,6 +25,7 @@ from policy_server.errors import (
 )
 from policy_server.metrics import Metrics
 from policy_server.request_log import RequestLog
+from policy_server.serving import BodyQueue
 from policy_server.settings import ENV_PREFIX
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.frame_admission import FrameAdmission
@@ -68,6 +69,7 @@ class Gate:
         keys: those that are valid now: whoever remembers that a request passed has to ask again
             when they have changed.
         client_limits: what one client may ask.
+        bodies: the requests whose bodies wait to be read.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Gate:
         max_body_bytes: int,
         max_batch_body_bytes: int,
         client_limits: ClientLimits,
+        bodies: BodyQueue,
         metrics: Metrics,
         request_log: RequestLog | None = None,
         cross_origin: CrossOrigin | None = None,
@@ -98,6 +101,7 @@ class Gate:
             max_batch_body_bytes: the largest body of a batch.
             max_upload_bytes: the largest body of an uploaded policy.
             client_limits: what one client may ask.
+            bodies: the requests whose bodies wait to be read.
             metrics: where requests are counted.
             request_log: where they are logged; None for a log of all.
             cross_origin: the other origins whose pages may call; None sends no such headers.
@@ -107,6 +111,7 @@ class Gate:
         self._streams = streams
         self.keys = keys
         self.client_limits = client_limits
+        self.bodies = bodies
         self._root_path = root_path
         self._limits = {
             of: (limit, f"body is larger than {limit} bytes ({ENV_PREFIX}{name})")

@@ -61,6 +61,7 @@ class HotDecision:
         request_log: where they are logged.
         observe_answer: counts an answer, by its time in seconds.
         key: the name of the key that the head carries; None where none is asked for.
+        bodies: the requests whose bodies wait to be read.
         is_limited: whether any client has limits; where that changes, the head is decided anew.
         content_type: of the bodies.
         episode: the header `x-episode-id`.
@@ -76,6 +77,7 @@ class HotDecision:
             admitted: the head.
         """
         gate, route, head, headers, key = admitted
+        self.bodies = gate.bodies
         self.gate = gate
         self.route = route
         self.head = head
@@ -88,6 +90,16 @@ class HotDecision:
         self.episode = headers.get(b"x-episode-id", "")
         self.wanted = headers.get(b"x-policy-version", "")
         self.ending = _END + _header_lines(gate.page_headers(headers))
+
+    def begin(self, request: HotReply) -> None:
+        """Begin a request: its body is read now or later.
+
+        Args:
+            request: one of these.
+        """
+        request.connection.begin(request)
+        if not self.is_limited or self.lets_in(request):
+            self.bodies.take(request)
 
     def lets_in(self, request: HotReply) -> bool:
         """Count a request of a client that may have limits, and answer one that is too many.
@@ -123,6 +135,10 @@ class HotDecision:
             request.request_id, client, "POST", route.label, status, seconds, version, self.key
         )
 
+    def count_rejected(self, reason: str) -> None:
+        """Count a request that is not answered; see `PolicyMetrics.count_rejected`."""
+        self.gate.metrics.of(self.route.policy).count_rejected(reason)
+
     def observe_error(self, status: int, seconds: float) -> None:
         """Count a request that is answered by an error.
 
@@ -144,22 +160,31 @@ class HotDecision:
 
 
 class HotReply(HotRequest):
-    """A request of a connection, up to the bytes of its answer.
+    """A request of a connection, up to the bytes of its answer; see `UnreadRequest`.
 
     Attributes:
         share: of its client's limits, until it is answered.
+        body: of the head's length.
+        is_unread: whether it waits for its body to be read.
+        has_waited: whether it has ever waited for that.
     """
 
     share = NO_SHARE
+    is_unread = False
+    has_waited = False
 
-    def __init__(self, decision: HotDecision, connection: Connection, own: OwnParts) -> None:
+    def __init__(
+        self, decision: HotDecision, connection: Connection, own: OwnParts, body: bytes
+    ) -> None:
         """Own the request until it is answered.
 
         Args:
             decision: about its head.
             connection: the client's.
             own: its parts of the head.
+            body: of the head's length.
         """
+        self.body = body
         self.connection = connection
         self.head = decision.head
         self.request_id = own.request_id or decision.next_id()
@@ -180,6 +205,15 @@ class HotReply(HotRequest):
         """Return when the client has no use for the answer any more; None where it never says."""
         timeout_ms = self._own.timeout_ms
         return None if timeout_ms is None else self.taken_up + timeout_ms / 1000
+
+    def read_body(self) -> None:
+        """Read the body, and ask the policy; nothing is raised."""
+        raise NotImplementedError
+
+    def refuse(self, reason: str, error: PolicyServerError) -> None:
+        """Answer with an error, and count it by its reason."""
+        self._decision.count_rejected(reason)
+        self.end(error)
 
     def charge(self, observations: int) -> None:
         """Count more observations than one; see `Share.charge`."""
@@ -215,6 +249,8 @@ class HotReply(HotRequest):
     def disconnect(self) -> None:
         """Give the question up: the client has gone."""
         self.share.end()
+        if self.is_unread:
+            self._decision.bodies.forget(self)
         self.give_up()
         logger.info("client_disconnected", extra={"request_id": self.request_id})
 
@@ -236,6 +272,8 @@ class HotReply(HotRequest):
             seconds = time.perf_counter() - self.started
             if status == _OK:
                 decision.observe_answer(seconds)
+                if self.has_waited:
+                    decision.bodies.note_answer(seconds)
             else:
                 decision.observe_error(status, seconds)
             if decision.request_log.is_on:
@@ -270,26 +308,32 @@ class HotAnswering(HotDecision):
 
     def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
-        request = _Request(self, connection, own)
-        connection.begin(request)
-        if self.is_limited and not self.lets_in(request):
-            return
+        self.begin(_Request(self, connection, own, body))
+
+    def put(self, request: _Request, timeout_ms: int | None) -> None:
+        """Read a request's body, and ask the policy.
+
+        Args:
+            request: one of these.
+            timeout_ms: its own; None for none.
+        """
         policy = self.policy
         try:
+            began = time.perf_counter() if request.has_waited else request.started
             request.version = version = policy.slot.choose(self.episode, wanted=self.wanted)
             if version is not self._asked_version:
                 self._read = policy.reader(
                     version, self.kind, is_raw=self.route.is_raw, is_npy=self._is_npy
                 )
                 self._asked_version = version
-            request.question = question = self._read(body)
-            if own.timeout_ms is not None:
+            request.question = question = self._read(request.body)
+            if timeout_ms is not None:
                 question.deadline = request.own_deadline
             version.scheduler.put(request)
         except Exception as error:
             request.end(error)
         else:
-            self._observe_validation(request.asked - request.started)
+            self._observe_validation(request.asked - began)
 
     def know(self, version: PolicyVersion) -> None:
         """Make the headers that all answers of a version have.
@@ -309,6 +353,9 @@ class _Request(HotReply):
     version: PolicyVersion
     # Until its body is read.
     question = Question([], "predict")
+
+    def read_body(self) -> None:
+        self._decision.put(self, self._own.timeout_ms)
 
     def take(self, call: AnsweredCall, index: int) -> None:
         route, version = self._decision, self.version

@@ -47,10 +47,7 @@ class HotSession(HotDecision):
 
     def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
-        request = _Step(self, connection, own, body)
-        connection.begin(request)
-        if not self.is_limited or self.lets_in(request):
-            request.begin(own)
+        self.begin(_Step(self, connection, own, body))
 
     def read(self, version: PolicyVersion, body: bytes, seed: int | None) -> Question:
         """Return the question in a body; see `PolicyAnswering.read`."""
@@ -148,6 +145,8 @@ class InTurn(HotReply):
 
     @property
     def _is_waiting(self) -> bool:
+        if self.is_unread:
+            return True
         if self._task is not None:
             return not self._has_turn
         place = self._place
@@ -209,17 +208,11 @@ class _Step(InTurn):
     def __init__(
         self, session: HotSession, connection: Connection, own: OwnParts, body: bytes
     ) -> None:
-        super().__init__(session, connection, own)
+        super().__init__(session, connection, own, body)
         self._session = session
-        self._body = body
 
-    def begin(self, own: OwnParts) -> None:
-        """Wait for the session's turn.
-
-        Args:
-            own: the request's parts of the head.
-        """
-        session = self._session
+    def read_body(self) -> None:
+        session, own = self._session, self._own
         try:
             stated = _stated_in(own)
         except Exception as error:
@@ -244,7 +237,7 @@ class _Step(InTurn):
         if turn is None:
             self.ask_by_coroutine()
             return
-        self._turn, self._digest = turn, asked.digest(route, self._body)
+        self._turn, self._digest = turn, asked.digest(route, self.body)
         text = turn.repeated(asked.number, self._digest)
         if text is not None:
             self.is_done = True
@@ -252,7 +245,7 @@ class _Step(InTurn):
             return
         memory = turn.memory
         started = time.perf_counter()
-        self.question = session.read(memory.version, self._body, step_seed(route, None, turn))
+        self.question = session.read(memory.version, self.body, step_seed(route, None, turn))
         metrics = session.answering.policy.slot.metrics
         metrics.observe_stage("validate", time.perf_counter() - started)
         self.question.deadline = asked.deadline
@@ -260,7 +253,7 @@ class _Step(InTurn):
         memory.version.scheduler.put(self)
 
     async def answer(self) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        return await self._session.answering.answer(self._session.route, self._body, self._asked)
+        return await self._session.answering.answer(self._session.route, self.body, self._asked)
 
     def take(self, call: AnsweredCall, index: int) -> None:
         memory, place = self._turn.memory, self._place

@@ -39,14 +39,7 @@ class HotTeam(HotDecision):
 
     def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
-        request = _TeamRequest(self, connection, own)
-        connection.begin(request)
-        if self.is_limited and not self.lets_in(request):
-            return
-        try:
-            request.begin(*self.step(body, request.request_id, request.own_deadline))
-        except Exception as error:
-            request.end(error)
+        self.begin(_TeamRequest(self, connection, own, body))
 
     def step(
         self, body: bytes, request_id: str, deadline: float | None
@@ -67,15 +60,20 @@ class _TeamRequest(HotReply):
     """One step of a team, from its body to its answer."""
 
     question = _NO_QUESTION
+    _decision: HotTeam
     # None where the request is refused before its step.
     _step: TeamStep | None = None
     _versions: TeamVersions
 
-    def begin(self, step: TeamStep, versions: TeamVersions) -> None:
-        self._step, self._versions = step, versions
-        self.charge(step.agents - 1)
-        if step.wait(self._answered):
-            self._answered()
+    def read_body(self) -> None:
+        try:
+            step, versions = self._decision.step(self.body, self.request_id, self.own_deadline)
+            self._step, self._versions = step, versions
+            self.charge(step.agents - 1)
+            if step.wait(self._answered):
+                self._answered()
+        except Exception as error:
+            self.end(error)
 
     def give_up(self) -> None:
         self.is_done = True
@@ -109,10 +107,7 @@ class HotTeamSession(HotDecision):
 
     def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
-        request = _Step(self, connection, own, body)
-        connection.begin(request)
-        if not self.is_limited or self.lets_in(request):
-            request.queue(self.answering.sessions, own.session_id)
+        self.begin(_Step(self, connection, own, body))
 
 
 class _Step(InTurn):
@@ -126,9 +121,8 @@ class _Step(InTurn):
     def __init__(
         self, session: HotTeamSession, connection: Connection, own: OwnParts, body: bytes
     ) -> None:
-        super().__init__(session, connection, own)
+        super().__init__(session, connection, own, body)
         self._session = session
-        self._body = body
         self._asked = SessionStep(
             own.session_id,
             own.step,
@@ -141,8 +135,11 @@ class _Step(InTurn):
             self.note_turn,
         )
 
+    def read_body(self) -> None:
+        self.queue(self._session.answering.sessions, self._own.session_id)
+
     def step(self, place: SessionPlace) -> None:
-        session, asked, body = self._session, self._asked, self._body
+        session, asked, body = self._session, self._asked, self.body
         answering, route = session.answering, session.route
         turn = answering.sessions.turn_of(place.held)
         if turn is None:
@@ -158,7 +155,7 @@ class _Step(InTurn):
             self._answered()
 
     async def answer(self) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-        return await self._session.answering.answer(self._session.route, self._body, self._asked)
+        return await self._session.answering.answer(self._session.route, self.body, self._asked)
 
     def stop(self) -> None:
         self.is_done = True

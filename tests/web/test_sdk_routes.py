@@ -17,6 +17,7 @@ from policy_server.schema import ServerSchema
 from policy_server.sdk import BUNDLE, Document, SdkStore, files_of
 from policy_server.sdk.generator import Files
 from policy_server.sdk.languages import Language
+from policy_server.serving import BodyQueue
 from policy_server.web.gate import Gate
 from policy_server.web.problems import install_error_handlers
 from policy_server.web.route_table import RouteTable
@@ -60,6 +61,7 @@ def gate_of(folder: Path, generator: Generator, *, wait_s: float = 30, root_path
         streams=app,
         keys=keys,
         client_limits=ClientLimits(keys),
+        bodies=BodyQueue(max_waiting=1, max_wait_s=1.0),
         root_path=root_path,
         max_batch_body_bytes=1024,
         max_body_bytes=1,
