@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from policy_server.engine.operations import OPERATIONS
+from policy_server.formats.saved_model import slim_tensorflow as tf
+from policy_server.formats.saved_model.graph import as_model_errors
 from policy_server.formats.saved_model.nodes import GraphNodes
 from policy_server.formats.scaled_actions import TENSORFLOW_CHANGES, Bounds
 
-__all__ = ["base_of", "kept_bounds"]
+__all__ = ["KeptBounds", "base_of"]
 
 Array = NDArray[Any]
 
@@ -22,8 +26,11 @@ _LIMITS = {
     "Softsign": Bounds.of(-1, 1),
     "Tanh": Bounds.of(-1, 1),
 }
-# A dense layer ends with its bias, or with the product where it has none.
-_LAYERS = ("Add", "AddV2", "BiasAdd", "MatMul")
+_MASKS = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
+# They give the numbers of their first input in another shape or type.
+_PASSED = ("Cast", "ExpandDims", "Reshape", "Squeeze")
+# Nested deeper than any network's actions are joined.
+_MOST_NESTED = 20
 _Change = Callable[[Array], Array]
 
 
@@ -34,46 +41,128 @@ def base_of(nodes: GraphNodes, tensor: str) -> Any:  # noqa: ANN401 -- TensorFlo
         nodes: the graph's.
         tensor: its name.
     """
-    return _followed(nodes, tensor)[0]
+    return nodes.node(_followed(nodes, tensor)[0])
 
 
-def kept_bounds(nodes: GraphNodes, tensor: str) -> Bounds | None:
-    """Return the bounds that a tensor's numbers are kept in; None where nothing tells them.
+class KeptBounds:
+    """The bounds of a graph's tensors, as far as constants behind a tanh tell them."""
 
-    Args:
-        nodes: the graph's.
-        tensor: its name.
-    """
-    node, changes = _followed(nodes, tensor)
-    found = _LIMITS.get(node.op, Bounds.of_none())
-    if node.op == "ConcatV2" and not changes:
-        found = _joined(nodes, node)
-    for change in reversed(changes):
-        found = found.changed(change)
-    return found if found.is_known else None
+    def __init__(self, graph_def: Any, nodes: GraphNodes) -> None:  # noqa: ANN401 -- TensorFlow is untyped
+        """Own the sizes of the graph's tensors, once something asks for them.
+
+        Args:
+            graph_def: the flat graph.
+            nodes: its nodes.
+        """
+        self._graph_def = graph_def
+        self._nodes = nodes
+
+    def of(self, tensor: str) -> Bounds | None:
+        """Return the bounds that a tensor's numbers are kept in; None where nothing tells them.
+
+        Args:
+            tensor: its name.
+        """
+        found = self._range(tensor)
+        return found if found.is_known else None
+
+    def _range(self, tensor: str, depth: int = 0) -> Bounds:
+        changes: list[_Change] = []
+        while True:
+            tensor, constants = _followed(self._nodes, tensor)
+            changes += constants
+            node = self._nodes.node(tensor)
+            first = self._chosen_from(node)
+            if first is None:
+                break
+            changes.append(self._choice(node, tensor, first))
+            tensor = first
+        found = _LIMITS.get(node.op, Bounds.of_none())
+        if node.op in ("ConcatV2", "Pack") and depth < _MOST_NESTED:
+            found = self._joined(node, depth)
+        for change in reversed(changes):
+            found = found.changed(change)
+        return found
+
+    def _chosen_from(self, node: Any) -> str | None:  # noqa: ANN401 -- as above
+        """Return the tensor whose numbers a node chooses or passes on; None for another node."""
+        if node.op in ("GatherV2", "SplitV", "StridedSlice"):
+            places = node.input[1:]
+            is_told = all(self._nodes.constant(name) is not None for name in places)
+            return str(node.input[0]) if is_told else None
+        if node.op == "Split":
+            return str(node.input[1])
+        return str(node.input[0]) if node.op in _PASSED else None
+
+    def _choice(self, node: Any, tensor: str, first: str) -> _Change:  # noqa: ANN401 -- as above
+        def taken(side: Array) -> Array:
+            # Where all numbers have the same bounds, so have those that are taken.
+            return side if np.size(side) == 1 else self._taken(node, tensor, first, np.ravel(side))
+
+        return taken
+
+    def _taken(self, node: Any, tensor: str, first: str, side: Array) -> Array:  # noqa: ANN401 -- as above
+        """Return the numbers that a node takes of a row.
+
+        Raises:
+            ValueError: if they do not lie along the only axis of a row.
+        """
+        if node.op in _PASSED:
+            return side
+        if (None, side.size) != self._shape(first):
+            raise ValueError(f"bounds of {side.size} numbers for another shape")
+        row = side[None]
+        if node.op in ("GatherV2", "StridedSlice"):
+            values = [self._nodes.constant(name) for name in node.input[1:]]
+            masks = {name: node.attr[name].i for name in _MASKS if node.op == "StridedSlice"}
+            return np.ravel(OPERATIONS[node.op](row, *values, **masks))
+        firsts = [0]
+        for port in range(node.attr["num_split"].i):
+            firsts.append(firsts[-1] + ((self._shape(f"{node.name}:{port}") or (0,))[-1] or 0))
+        if firsts[-1] != side.size:
+            raise ValueError("a split along another axis")
+        port = int(tensor.partition(":")[2] or 0)
+        return side[firsts[port] : firsts[port + 1]]
+
+    def _joined(self, node: Any, depth: int) -> Bounds:  # noqa: ANN401 -- as above
+        """Return the bounds of parts that are joined, where TensorFlow tells how wide each is."""
+        tensors = node.input[:-1] if node.op == "ConcatV2" else node.input
+        widths = []
+        for tensor in tensors:
+            shape = self._shape(tensor)
+            # A stack joins one number of each part.
+            width = shape[-1] if shape and node.op == "ConcatV2" else 1
+            rank = len(("rows", "numbers")) if node.op == "ConcatV2" else 1
+            if shape is None or len(shape) != rank or width is None:
+                return Bounds.of_none()
+            widths.append(width)
+        parts = {tensor: self._range(tensor, depth + 1) for tensor in set(tensors)}
+        return Bounds.joined(
+            [(parts[tensor], width) for tensor, width in zip(tensors, widths, strict=True)]
+        )
+
+    def _shape(self, tensor: str) -> tuple[int | None, ...] | None:
+        """Return a tensor's sizes, as far as TensorFlow tells them; None for an open rank."""
+        name = self._nodes.source(tensor)
+        shape = self._graph.get_tensor_by_name(name).shape
+        return None if shape.rank is None else tuple(shape.as_list())
+
+    @functools.cached_property
+    def _graph(self) -> Any:  # noqa: ANN401 -- as above
+        graph = tf.Graph()
+        with as_model_errors(), graph.as_default():
+            tf.import_graph_def(self._graph_def, name="")
+        return graph
 
 
-def _joined(nodes: GraphNodes, node: Any) -> Bounds:  # noqa: ANN401 -- TensorFlow is untyped
-    """Return the bounds of parts that are joined, where layers tell how wide each is."""
-    parts = []
-    for tensor in node.input[:-1]:
-        width = _width(nodes, base_of(nodes, tensor))
-        found = kept_bounds(nodes, tensor)
-        if width is None or found is None:
-            return Bounds.of_none()
-        parts.append((found, width))
-    return Bounds.joined(parts)
-
-
-def _followed(nodes: GraphNodes, tensor: str) -> tuple[Any, list[_Change]]:
-    """Return the node before the constants, and the changes that these make, the last one first."""
+def _followed(nodes: GraphNodes, tensor: str) -> tuple[str, list[_Change]]:
+    """Return the tensor before the constants, and the changes that these make, the last first."""
     changes: list[_Change] = []
-    node = nodes.node(nodes.source(tensor))
-    while (following := _change(nodes, node)) is not None:
-        tensor, change = following
+    tensor = nodes.source(tensor)
+    while (following := _change(nodes, nodes.node(tensor))) is not None:
+        tensor, change = nodes.source(following[0]), following[1]
         changes.append(change)
-        node = nodes.node(nodes.source(tensor))
-    return node, changes
+    return tensor, changes
 
 
 def _change(nodes: GraphNodes, node: Any) -> tuple[str, _Change] | None:  # noqa: ANN401 -- as above
@@ -94,15 +183,3 @@ def _change(nodes: GraphNodes, node: Any) -> tuple[str, _Change] | None:  # noqa
         return None
     first = first.astype(np.float64)
     return node.input[1], lambda side: function(first, side)
-
-
-def _width(nodes: GraphNodes, node: Any) -> int | None:  # noqa: ANN401 -- as above
-    """Return how many numbers the layer before a function gives; None where none is there."""
-    if node.op not in _LIMITS:
-        return None
-    layer = nodes.node(nodes.source(node.input[0]))
-    weights = nodes.constant(layer.input[1]) if layer.op in _LAYERS else None
-    if weights is None or not weights.ndim:
-        return None
-    is_turned = layer.op == "MatMul" and layer.attr["transpose_b"].b
-    return int(weights.shape[0 if is_turned else -1])

@@ -33,7 +33,7 @@ from policy_server.formats.saved_model.bare import (
     refuse_untrained,
 )
 from policy_server.formats.saved_model.graph import DISTRIBUTION_INPUTS, LoadedGraph
-from policy_server.formats.saved_model.graph_bounds import base_of, kept_bounds
+from policy_server.formats.saved_model.graph_bounds import KeptBounds, base_of
 from policy_server.formats.saved_model.graph_nodes import add_constant, add_node
 from policy_server.formats.saved_model.nodes import GraphNodes
 from policy_server.formats.saved_model.runner import GraphRunner
@@ -126,10 +126,11 @@ def read_network(
         tensor = _before(nodes, one, nodes.source(loaded.fetches[item.name]))
         parts.append(_formed(graph, one, tensor, item.dtype, place))
     fetches = {DISTRIBUTION_INPUTS: _joined(graph, parts)}
+    kept = KeptBounds(loaded.graph_def, nodes)
     bounds = {
         name: found
         for name, item in by_name.items()
-        if (found := kept_bounds(nodes, loaded.fetches[item.name])) is not None
+        if (found := kept.of(loaded.fetches[item.name])) is not None
     }
     loaded = replace(loaded, graph_def=graph, fetches=fetches)
     return loaded, meaning, without_rescaling(meaning, schema, bounds)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from policy_server.formats.saved_model.graph import load_graph
-from policy_server.formats.saved_model.graph_bounds import kept_bounds
+from policy_server.formats.saved_model.graph_bounds import KeptBounds
 from policy_server.formats.saved_model.nodes import GraphNodes
 from tests.support.hand_built import save_functions, tf, weights
 
@@ -39,11 +39,21 @@ def layer(rows: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
             ([-1, -1, 0, 0], [1, 1, 1, 1]),
         ),
         (lambda x: tf.concat([tf.tanh(x), layer(x @ KERNEL.T)], 1), None),
-        (lambda x: tf.concat([tf.tanh(tf.sin(x)), tf.tanh(x)], 1), None),
+        (lambda x: tf.concat([tf.tanh(tf.sin(x)), tf.tanh(x)], 1), ([-1] * 4, [1] * 4)),
+        (
+            lambda x: tf.concat([tf.tanh(x)[:, :1] * 4.0, tf.tanh(x)[:, 1:] + 1.0], 1),
+            ([-4, 0], [4, 2]),
+        ),
+        (lambda x: (tf.tanh(x) * BIAS)[:, 1:] + 1.0, ([-2], [4])),
+        (lambda x: tf.split(tf.tanh(x) * BIAS, 2, 1)[1], ([-3], [3])),
+        (lambda x: tf.split(tf.tanh(x) * BIAS, [1, 1], 1)[0], ([-1], [1])),
+        (lambda x: tf.gather(tf.tanh(x) * BIAS, [1, 0], axis=1), ([-3, -1], [3, 1])),
+        (lambda x: tf.stack([tf.tanh(x)[:, 0] * 4.0, tf.sigmoid(x)[:, 1]], 1), ([-4, 0], [4, 1])),
     ],
     ids=[
         *("clip", "computed clip", "subtracted", "divided", "hard sigmoid", "each dimension"),
-        *("computed", "joined", "joined with any", "joined with unknown sizes"),
+        *("computed", "joined", "joined with any", "joined behind other functions"),
+        *("slices", "slice of each scale", "split", "split by sizes", "gather", "stack"),
     ],
 )
 def test_bounds_are_those_behind_the_constants(
@@ -56,7 +66,7 @@ def test_bounds_are_those_behind_the_constants(
     )
     loaded = load_graph(folder)
 
-    found = kept_bounds(GraphNodes(loaded.graph_def), loaded.fetches["logits"])
+    found = KeptBounds(loaded.graph_def, GraphNodes(loaded.graph_def)).of(loaded.fetches["logits"])
 
     assert (found is None) == (bounds is None)
     if found is not None and bounds is not None:
