@@ -18,7 +18,7 @@ def test_command_whose_files_fail_changes_all_or_nothing() -> None:
     done = run(sys.executable, "-m", "tests.injected_faults", "replace", "--every", "12")
 
     counted = re.findall(r"\| replace \| [^|]* \| (\d+) \| \d+ \| (\d+) \|", done.stdout)
-    assert len(counted) == 3
+    assert len(counted) == 4
     assert sum(int(faults) for faults, _ in counted) >= FEWEST
     assert all(int(refused) for _, refused in counted)
 
