@@ -47,7 +47,7 @@ EXAMPLES = {
         "java",
         "throws `ApiException` with `getCode()` and `getResponseBody()`",
         "`predictWithHttpInfo` has `getHeaders()` and `getData()`",
-        "This is `Example.java`. ",
+        "Save this as `Example.java` in your project. ",
     ),
     "scala": Example(
         _shell("sbt publishLocal") + "\n\nThen, in your build.sbt:\n\n```scala\n"
@@ -71,7 +71,7 @@ EXAMPLES = {
         "typescript",
         "throws `ResponseError`; its `response` has `status` and `json()`",
         "`predictRaw` has `raw.headers` and `value()`",
-        "This is `example.mjs`, for Node 18 and later. ",
+        "Save this as `example.mjs` in your project, for Node 18 and later. ",
     ),
     "csharp": Example(
         "Add a reference to your project, with the path of this folder:\n\n"
