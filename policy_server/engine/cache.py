@@ -61,6 +61,8 @@ _KEPT = (
     NumpyNetwork,
     Step,
 )
+# Raised with each change by which the same files become another policy.
+_READING = 2
 _DOCUMENT, _DIGEST = "document", "digest"
 
 
@@ -83,7 +85,7 @@ def digest_of(model: str, schema: ServerSchema) -> str:
         schema: the contents of schema.yaml, of which only the part counts that answers depend on.
     """
     layout = [item.name for kind in _KEPT for item in fields(kind)]
-    made_of = f"{__version__} {np.__version__} {layout} {model} {schema.policy_part()!r}"
+    made_of = f"{__version__} {_READING} {np.__version__} {layout} {model} {schema.policy_part()!r}"
     return hashlib.sha256(made_of.encode()).hexdigest()
 
 

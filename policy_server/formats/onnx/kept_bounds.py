@@ -54,6 +54,8 @@ class KeptBounds:
         self._view = view
         self._constants = constants_of(model)
         self._rows_of = rows_of
+        # By what a node joins, since many slices of that may lead to it.
+        self._known: dict[str, Bounds] = {}
 
     def part(self, tensor: str, width: int) -> KeptPart:
         """Return a tensor with the least and the most of its numbers, where they are told.
@@ -87,7 +89,9 @@ class KeptBounds:
                 found = _ACTIVATIONS[node.operator]
                 break
             if node.operator == "Concat":
-                found = self._joined(node, depth)
+                if node.outputs[0] not in self._known:
+                    self._known[node.outputs[0]] = self._joined(node, depth)
+                found = self._known[node.outputs[0]]
                 break
             following = self._change(node, self._view.source(tensor))
             if following is None:

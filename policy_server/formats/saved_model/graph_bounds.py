@@ -56,6 +56,8 @@ class KeptBounds:
         """
         self._graph_def = graph_def
         self._nodes = nodes
+        # By the name of a joining node.
+        self._known: dict[str, Bounds] = {}
 
     def of(self, tensor: str) -> Bounds | None:
         """Return the bounds that a tensor's numbers are kept in; None where nothing tells them.
@@ -79,7 +81,10 @@ class KeptBounds:
             tensor = first
         found = _LIMITS.get(node.op, Bounds.of_none())
         if node.op in ("ConcatV2", "Pack") and depth < _MOST_NESTED:
-            found = self._joined(node, depth)
+            # Many slices of what a node joins lead to it.
+            if node.name not in self._known:
+                self._known[node.name] = self._joined(node, depth)
+            found = self._known[node.name]
         for change in reversed(changes):
             found = found.changed(change)
         return found

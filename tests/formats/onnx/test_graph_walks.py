@@ -71,3 +71,28 @@ def test_long_tails_and_nestings_are_followed() -> None:
     assert (part.bounds.low.tolist(), part.bounds.high.tolist()) == ([LONG - 1], [LONG + 1])
     assert view.ending(f"t{LONG}") == "tanh"
     assert len(view.leaves(f"c{LONG}", "Softmax") or ()) == 1
+
+
+def test_bounds_of_numbers_that_are_changed_one_after_the_other_are_found_once() -> None:
+    # Of each one, the rest before it is taken, itself, and the rest behind it.
+    count = 18
+    nodes = [Node("Tanh", ("obs",), ("c0",), {})]
+    for place in range(count):
+        before = f"c{place}"
+        pieces = [f"{name}{place}" for name in ("p", "q")]
+        for start, piece in enumerate(pieces):
+            sides = {"starts": [start], "ends": [start + 1], "axes": [1]}
+            nodes.append(Node("Slice", (before,), (piece,), sides))
+        nodes.append(Node("Concat", tuple(pieces) * 2, (f"d{place}",), {"axis": 1}))
+        sides = {"starts": [0], "ends": [2], "axes": [1]}
+        nodes.append(Node("Slice", (f"d{place}",), (f"c{place + 1}",), sides))
+    model = model_of(*nodes)
+    widths = {"p": 1, "q": 1, "d": 4}
+    view = GraphView(
+        model, lambda name: (1, widths.get(name[0], 2)), lambda _: False, RandomNodes(model, {})
+    )
+
+    part = KeptBounds(model, view, lambda _: np.zeros((1, 2))).part(f"c{count}", 2)
+
+    assert part.bounds is not None
+    assert (part.bounds.low.tolist(), part.bounds.high.tolist()) == ([-1, -1], [1, 1])

@@ -18,6 +18,13 @@ KERNEL, _ = weights(4, 2)
 BIAS = np.array([1, 3], np.float32)
 
 
+def joined_again_and_again(x: Any, count: int = 18) -> Any:  # noqa: ANN401 -- as below
+    """Return numbers whose halves are joined so often that a walk of each path would not end."""
+    for _ in range(count):
+        x = tf.concat([x[:, :1], x[:, 1:], x[:, :1] * 1.0, x[:, 1:] * 1.0], 1)[:, :2]
+    return x
+
+
 def layer(rows: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
     return tf.matmul(rows, KERNEL)
 
@@ -48,12 +55,14 @@ def layer(rows: Any) -> Any:  # noqa: ANN401 -- TensorFlow is untyped
         (lambda x: tf.split(tf.tanh(x) * BIAS, 2, 1)[1], ([-3], [3])),
         (lambda x: tf.split(tf.tanh(x) * BIAS, [1, 1], 1)[0], ([-1], [1])),
         (lambda x: tf.gather(tf.tanh(x) * BIAS, [1, 0], axis=1), ([-3, -1], [3, 1])),
+        (lambda x: joined_again_and_again(tf.tanh(x) * BIAS), ([-1, -3], [1, 3])),
         (lambda x: tf.stack([tf.tanh(x)[:, 0] * 4.0, tf.sigmoid(x)[:, 1]], 1), ([-4, 0], [4, 1])),
     ],
     ids=[
         *("clip", "computed clip", "subtracted", "divided", "hard sigmoid", "each dimension"),
         *("computed", "joined", "joined with any", "joined behind other functions"),
-        *("slices", "slice of each scale", "split", "split by sizes", "gather", "stack"),
+        *("slices", "slice of each scale", "split", "split by sizes", "gather"),
+        *("joined again and again", "stack"),
     ],
 )
 def test_bounds_are_those_behind_the_constants(
