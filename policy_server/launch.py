@@ -19,7 +19,6 @@ from policy_server.http_server import (
     ConnectionLimits,
     ConnectionWatch,
     WebProcess,
-    accept_many_a_turn,
     cancelled_by_signals,
     ended_by_signals,
     exported_metrics,
@@ -87,9 +86,6 @@ def build_app() -> Application:
                         server.keep_alive(settings.keep_alive_s)
                         watch = ConnectionWatch(ConnectionLimits.of(settings), policies.metrics)
                         server.use_protocols(watch, app, app.hot_routes)
-                        if settings.max_wait_s:
-                            # What waits in the kernel is waiting too.
-                            accept_many_a_turn()
                     exporting = exported_metrics(
                         settings, policies.metrics, process.worker, keys=keys
                     )

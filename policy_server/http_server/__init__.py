@@ -16,7 +16,6 @@ from policy_server.http_server.hot_requests import (
     OwnParts,
     RequestHead,
 )
-from policy_server.http_server.many_accepts import accept_many_a_turn
 from policy_server.http_server.metrics_port import exported_metrics
 from policy_server.http_server.running_server import Address, HttpServer, find_http_server
 from policy_server.http_server.start_signals import cancelled_by_signals, ended_by_signals
@@ -41,7 +40,6 @@ __all__ = [
     "RequestHead",
     "WebProcess",
     "Worker",
-    "accept_many_a_turn",
     "cancelled_by_signals",
     "ended_by_signals",
     "exported_metrics",

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 # packet. A connection that is made already has packets of its own.
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
-# An event loop accepts all that lie in a queue within some turns (`many_accepts`).
+# An event loop takes one or several of those that lie in a queue in each turn (`many_accepts`).
 _QUEUE_S = 0.03
 
 

@@ -17,6 +17,7 @@ import uvicorn
 from policy_server.errors import SettingsError
 from policy_server.http_server.connection_limits import ConnectionWatch
 from policy_server.http_server.hot_requests import HotRoutes
+from policy_server.http_server.many_accepts import accept_many_a_turn
 from policy_server.http_server.protocols import use_protocols
 from policy_server.ports import check_unix_socket, free_port, open_listener, reason_of
 
@@ -102,12 +103,16 @@ class HttpServer:
     ) -> None:
         """Serve by this room's protocols; called from the lifespan, when uvicorn has its own.
 
+        Where the limits want it, several connections are taken in a turn of the event loop.
+
         Args:
             watch: see `protocols.use_protocols`.
             app: see `protocols.use_protocols`.
             hot_routes: see `protocols.use_protocols`.
         """
         use_protocols(self.config, watch, app=app, hot_routes=hot_routes)
+        if watch.limits.is_wait_bounded:
+            accept_many_a_turn()
 
     def claim(self) -> None:
         """Refuse an address that is taken; choose the port now where uvicorn was to choose one.

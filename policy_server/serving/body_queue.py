@@ -70,6 +70,10 @@ class BodyQueue:
 
     For example, observations that take 1 ms to read come 4,000 times a second: with a bound of
     100 ms some ninety of them wait here, and three of four requests are refused when they come.
+
+    Attributes:
+        is_bounded: whether bodies wait here. Where their wait has no bound, there is nothing to
+            refuse, and whoever has a request reads its body at once.
     """
 
     def __init__(
@@ -84,9 +88,10 @@ class BodyQueue:
         Args:
             max_waiting: the most requests.
             max_wait_s: the longest wait for an answer that a request is accepted for, in seconds;
-                0 reads each body when it comes.
+                0 for any.
             clock: tells the time in seconds, as `UnreadRequest.started` does.
         """
+        self.is_bounded = max_wait_s > 0
         self._max_waiting = max_waiting
         self._max_wait_s = max_wait_s
         self._clock = clock
@@ -113,9 +118,6 @@ class BodyQueue:
         Args:
             request: one that has come just now.
         """
-        if not self._max_wait_s:
-            request.read_body()
-            return
         if not self._is_paused:
             if request.started - self._ended > _APART_S:
                 self._began = request.started

@@ -91,15 +91,21 @@ class HotDecision:
         self.wanted = headers.get(b"x-policy-version", "")
         self.ending = _END + _header_lines(gate.page_headers(headers))
 
-    def begin(self, request: HotReply) -> None:
-        """Begin a request: its body is read now or later.
+    def begin(self, request: HotReply) -> bool:
+        """Begin a request, and return whether its body is to be read at once.
+
+        Where bodies may wait, the queue reads it, now or later.
 
         Args:
             request: one of these.
         """
         request.connection.begin(request)
-        if not self.is_limited or self.lets_in(request):
+        if self.is_limited and not self.lets_in(request):
+            return False
+        if self.bodies.is_bounded:
             self.bodies.take(request)
+            return False
+        return True
 
     def lets_in(self, request: HotReply) -> bool:
         """Count a request of a client that may have limits, and answer one that is too many.
@@ -308,7 +314,9 @@ class HotAnswering(HotDecision):
 
     def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
-        self.begin(_Request(self, connection, own, body))
+        request = _Request(self, connection, own, body)
+        if self.begin(request):
+            self.put(request, own.timeout_ms)
 
     def put(self, request: _Request, timeout_ms: int | None) -> None:
         """Read a request's body, and ask the policy.

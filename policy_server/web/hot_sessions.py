@@ -47,7 +47,9 @@ class HotSession(HotDecision):
 
     def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
-        self.begin(_Step(self, connection, own, body))
+        step = _Step(self, connection, own, body)
+        if self.begin(step):
+            step.read_body()
 
     def read(self, version: PolicyVersion, body: bytes, seed: int | None) -> Question:
         """Return the question in a body; see `PolicyAnswering.read`."""

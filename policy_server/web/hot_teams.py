@@ -39,7 +39,9 @@ class HotTeam(HotDecision):
 
     def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
-        self.begin(_TeamRequest(self, connection, own, body))
+        request = _TeamRequest(self, connection, own, body)
+        if self.begin(request):
+            request.read_body()
 
     def step(
         self, body: bytes, request_id: str, deadline: float | None
@@ -107,7 +109,9 @@ class HotTeamSession(HotDecision):
 
     def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
         """Begin a request, and finish it now or later; see `HotRoute.ask`."""
-        self.begin(_Step(self, connection, own, body))
+        step = _Step(self, connection, own, body)
+        if self.begin(step):
+            step.read_body()
 
 
 class _Step(InTurn):

@@ -6,17 +6,18 @@ import asyncio
 import socket
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from policy_server.http_server import accept_many_a_turn, find_http_server
+from policy_server.http_server import HttpServer
 from policy_server.http_server.connection_limits import ConnectionWatch
 from tests.support.certificates import write_certificate
 from tests.support.connections import LIMITS
-from tests.support.servers import served_app
+from tests.support.servers import answer_lifespan, served_app
 from tests.support.waiting import wait_until
 
 CLIENTS = 64
@@ -36,19 +37,13 @@ class TurnCounter:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         if scope["type"] == "lifespan":
-            self._watch_uvicorn()
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await send({"type": "lifespan.shutdown.complete"})
+            await answer_lifespan(receive, send, self._watch_uvicorn)
         else:
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body"})
 
-    def _watch_uvicorn(self) -> None:
-        server = find_http_server()
-        assert server is not None
-        server.use_protocols(ConnectionWatch(LIMITS))
-        accept_many_a_turn()
+    def _watch_uvicorn(self, server: HttpServer) -> None:
+        server.use_protocols(ConnectionWatch(replace(LIMITS, is_wait_bounded=True)))
         make = server.config.http_protocol_class
 
         def noted(**options: object) -> asyncio.Protocol:

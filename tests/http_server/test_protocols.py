@@ -13,14 +13,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from policy_server.http_server import find_http_server
 from policy_server.http_server.connection_limits import ConnectionWatch
 from policy_server.http_server.http_protocol import HttpProtocol
 from policy_server.http_server.limited_protocol import LimitedHttpProtocol as Limited
 from policy_server.http_server.protocols import use_protocols
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from tests.support.connections import LIMITS
-from tests.support.servers import CHUNKED, served_app, silent
+from tests.support.servers import CHUNKED, answer_lifespan, served_app, silent
 
 WATCH = ConnectionWatch(LIMITS)
 
@@ -143,12 +142,7 @@ def test_lifespan_puts_protocols_in_place_before_the_first_connection() -> None:
     async def echoing(scope: Scope, receive: Receive, send: Send) -> None:
         message = await receive()
         if scope["type"] == "lifespan":
-            server = find_http_server()
-            assert server is not None
-            server.use_protocols(WATCH)
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await send({"type": "lifespan.shutdown.complete"})
+            await answer_lifespan(receive, send, lambda server: server.use_protocols(WATCH))
             return
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": message["body"]})

@@ -17,11 +17,11 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from policy_server.http_server import find_http_server, tls_handshakes
+from policy_server.http_server import tls_handshakes
 from policy_server.http_server.connection_limits import MOST_REFUSED, ConnectionWatch
 from tests.support.certificates import write_certificate
 from tests.support.connections import LIMITS
-from tests.support.servers import free_port, in_thread, served_app
+from tests.support.servers import answer_lifespan, free_port, in_thread, served_app
 from tests.support.waiting import wait_until
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -64,12 +64,7 @@ def application(refused: list[int], limits: dict[str, Any]) -> Any:  # noqa: ANN
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         if scope["type"] == "lifespan":
-            server = find_http_server()
-            assert server is not None
-            server.use_protocols(watch)
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await send({"type": "lifespan.shutdown.complete"})
+            await answer_lifespan(receive, send, lambda server: server.use_protocols(watch))
             return
         body = scope["scheme"].encode()
         headers = [(b"content-length", b"%d" % len(body))]

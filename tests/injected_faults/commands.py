@@ -17,6 +17,7 @@ from pathlib import Path
 from policy_server.commands.command_line import run
 from policy_server.commands.program import Commands
 from policy_server.engine.cache import OUTCOME_FILE
+from policy_server.formats.model_files import digest_of_file
 from tests.injected_faults.layer import Control, Fault, Faults
 from tests.injected_faults.outcomes import Outcome
 from tests.support.library_policies import POLICIES
@@ -83,6 +84,7 @@ def _with_old_to_fetch(folder: Path) -> None:
     _copied(POLICIES / "sb3_ppo_box", folder / "new")
 
 
+_DRAFT = "drafted.yaml"
 _PAIR = ("home/schema.yaml", "home/saved_model.zip")
 _FETCHED = (
     "fetch",
@@ -98,9 +100,9 @@ COMMANDS = {
     "fetch": Command(_FETCHED, _with_old_to_fetch, (*_PAIR, "home/.fetched.json")),
     "unzip": Command(("unzip",), lambda folder: _prepared(folder, home=NEW), ()),
     "schema": Command(
-        ("schema", "policy.zip", "--output=drafted.yaml", "--overwrite"),
+        ("schema", "policy.zip", f"--output={_DRAFT}", "--overwrite"),
         lambda folder: _prepared(folder, home=NEW),
-        ("home/drafted.yaml",),
+        (f"home/{_DRAFT}",),
     ),
     "export": Command(
         _EXPORTED,
@@ -190,14 +192,19 @@ def _outcome(
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    """Return the digest of each file, apart from a key that was drawn for it."""
+    """Return the digest of each file."""
     return {
-        path.relative_to(folder).as_posix(): sha256(
-            re.sub(rb"api_key: .*", b"", path.read_bytes())
-        ).hexdigest()
+        path.relative_to(folder).as_posix(): _digest_of(path)
         for path in folder.rglob("*")
         if path.is_file() and path.name not in _NOT_COMPARED
     }
+
+
+def _digest_of(path: Path) -> str:
+    """Return the digest of a file; of a draft, without the key that is drawn for each."""
+    if path.name != _DRAFT:
+        return digest_of_file(path)
+    return sha256(re.sub(rb"api_key: .*", b"", path.read_bytes())).hexdigest()
 
 
 def _in_this_process(words: tuple[str, ...], folder: Path) -> int:

@@ -74,16 +74,6 @@ class Request:
         self._bodies.refused.append((self.name, reason))
 
 
-async def test_without_a_bound_each_body_is_read_when_it_comes() -> None:
-    bodies = Bodies(max_wait_s=0.0)
-    names = [str(number) for number in range(100)]
-
-    bodies.come(*names)
-
-    assert bodies.read == names
-    assert bodies.refused == []
-
-
 async def test_bodies_are_read_at_once_for_some_milliseconds() -> None:
     bodies = Bodies()
 

@@ -18,6 +18,7 @@ import numpy as np
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from policy_server.http_server import HttpServer, find_http_server
 from policy_server.schema import parse_schema
 from policy_server.settings import Settings
 from policy_server.web import create_app
@@ -30,6 +31,7 @@ __all__ = [
     "KEY",
     "SCHEMA",
     "Handler",
+    "answer_lifespan",
     "answered_by",
     "app_in_loop",
     "free_port",
@@ -171,6 +173,24 @@ def live_server(schema: str = SCHEMA, backend: FakeBackend | None = None) -> Ite
     )
     with served_app(app, ws="none") as port:
         yield f"http://127.0.0.1:{port}"
+
+
+async def answer_lifespan(
+    receive: Receive, send: Send, begin: Callable[[HttpServer], None]
+) -> None:
+    """Answer the lifespan of an application, whose startup has come.
+
+    Args:
+        receive: gives its next message.
+        send: takes the answers.
+        begin: is given the uvicorn that runs it, before its first connection.
+    """
+    server = find_http_server()
+    assert server is not None, "uvicorn runs it"
+    begin(server)
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
 
 
 @contextmanager

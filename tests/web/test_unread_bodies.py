@@ -28,8 +28,8 @@ REQUEST = b"POST /predict HTTP/1.1\r\naccess-token: %b\r\nContent-Length: %d\r\n
 class BusyBodies(BodyQueue):
     """A queue that has no time to read: it refuses requests, or keeps them until `read`."""
 
-    def __init__(self, *, refuses: bool = False) -> None:
-        super().__init__(max_waiting=100, max_wait_s=1e9)
+    def __init__(self, *, refuses: bool = False, max_wait_s: float = 1e9) -> None:
+        super().__init__(max_waiting=100, max_wait_s=max_wait_s)
         self.kept: list[UnreadRequest] = []
         self.forgotten: list[UnreadRequest] = []
         self.refuses = refuses
@@ -53,11 +53,11 @@ class BusyBodies(BodyQueue):
         self.kept.clear()
 
 
-def busy(app: Application, *, refuses: bool = False) -> BusyBodies:
+def busy(app: Application, *, refuses: bool = False, max_wait_s: float = 1e9) -> BusyBodies:
     """Give an application a queue that has no time."""
     gate = app.answer_http
     assert isinstance(gate, Gate)
-    gate.bodies = bodies = BusyBodies(refuses=refuses)
+    gate.bodies = bodies = BusyBodies(refuses=refuses, max_wait_s=max_wait_s)
     return bodies
 
 
@@ -78,6 +78,19 @@ async def test_refused_request_is_503_with_retry_after_and_counted() -> None:
     assert orjson.loads(answer.body) == {"detail": "too slow"}
     assert len(backend.batches) == calls
     assert metrics.snapshot().numbers["rejected"]["queue_slow", "default"] == 1
+
+
+async def test_without_a_bound_each_body_is_read_when_it_comes() -> None:
+    app = build(integer_backend())
+    async with running(app):
+        bodies = busy(app, max_wait_s=0.0)
+        server = Server(app, is_hot=True)
+        protocol, transport = server.connect()
+        protocol.data_received(REQUEST * 3)
+        await until(lambda: len(answers_in(transport.written)) == 3)
+
+    assert [answer.status for answer in answers_in(transport.written)] == [200] * 3
+    assert bodies.kept == []
 
 
 async def test_refused_step_of_a_session_is_not_made() -> None:

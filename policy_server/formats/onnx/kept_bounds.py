@@ -75,9 +75,11 @@ class KeptBounds:
         shapes = [self._view.shape(name) for name in node.inputs]
         if depth >= _MOST_NESTED or any(len(shape) != len(("rows", "numbers")) for shape in shapes):
             return Bounds.of_none()
-        parts = {name: self._range(name, depth + 1) for name in set(node.inputs)}
         return Bounds.joined(
-            [(parts[name], shape[1]) for name, shape in zip(node.inputs, shapes, strict=True)]
+            [
+                (self._range(name, depth + 1), shape[1])
+                for name, shape in zip(node.inputs, shapes, strict=True)
+            ]
         )
 
     def _range(self, tensor: str, depth: int = 0) -> Bounds:

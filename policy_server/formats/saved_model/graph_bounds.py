@@ -141,9 +141,11 @@ class KeptBounds:
             if shape is None or len(shape) != rank or width is None:
                 return Bounds.of_none()
             widths.append(width)
-        parts = {tensor: self._range(tensor, depth + 1) for tensor in set(tensors)}
         return Bounds.joined(
-            [(parts[tensor], width) for tensor, width in zip(tensors, widths, strict=True)]
+            [
+                (self._range(tensor, depth + 1), width)
+                for tensor, width in zip(tensors, widths, strict=True)
+            ]
         )
 
     def _shape(self, tensor: str) -> tuple[int | None, ...] | None:
