@@ -57,8 +57,6 @@ class ConnectionLimits:
         max_connections: the most connections at a time.
         max_pipelined: the most requests of a connection that are answered at a time.
         max_address_connections: the most connections of one address; 0 for any number.
-        is_wait_bounded: whether requests are refused that would wait too long: what waits in the
-            kernel is waiting too.
     """
 
     header_timeout_s: float
@@ -67,7 +65,6 @@ class ConnectionLimits:
     max_connections: int
     max_pipelined: int
     max_address_connections: int = 0
-    is_wait_bounded: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> ConnectionLimits:
@@ -79,7 +76,6 @@ class ConnectionLimits:
             max_connections=_possible(settings.max_connections),
             max_pipelined=settings.max_pipelined,
             max_address_connections=settings.max_address_connections,
-            is_wait_bounded=settings.max_wait_s > 0,
         )
 
 

@@ -1,8 +1,9 @@
 """Several connections in one turn of the event loop, where several wait to be taken.
 
-uvloop takes one connection of each listener in a turn, and reads all others meanwhile: under load
-new clients would wait for seconds in the kernel, where they can't be refused. So it is given
-several listeners of the same socket. asyncio's own event loop takes all that wait.
+uvloop takes one connection of each listener in a turn, and reads all others meanwhile: of many new
+clients the last would wait for as many turns, and for seconds under load, in the kernel, where they
+can't be refused. So it is given several listeners of the same socket. asyncio's own event loop
+takes all that wait.
 """
 
 from __future__ import annotations

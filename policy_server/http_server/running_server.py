@@ -103,7 +103,7 @@ class HttpServer:
     ) -> None:
         """Serve by this room's protocols; called from the lifespan, when uvicorn has its own.
 
-        Where the limits want it, several connections are taken in a turn of the event loop.
+        Several connections are taken in a turn of the event loop.
 
         Args:
             watch: see `protocols.use_protocols`.
@@ -111,8 +111,7 @@ class HttpServer:
             hot_routes: see `protocols.use_protocols`.
         """
         use_protocols(self.config, watch, app=app, hot_routes=hot_routes)
-        if watch.limits.is_wait_bounded:
-            accept_many_a_turn()
+        accept_many_a_turn()
 
     def claim(self) -> None:
         """Refuse an address that is taken; choose the port now where uvicorn was to choose one.

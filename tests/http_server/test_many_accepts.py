@@ -6,7 +6,6 @@ import asyncio
 import socket
 import threading
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ class TurnCounter:
             await send({"type": "http.response.body"})
 
     def _watch_uvicorn(self, server: HttpServer) -> None:
-        server.use_protocols(ConnectionWatch(replace(LIMITS, is_wait_bounded=True)))
+        server.use_protocols(ConnectionWatch(LIMITS))
         make = server.config.http_protocol_class
 
         def noted(**options: object) -> asyncio.Protocol:
