@@ -9,15 +9,18 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from benchmarks.failures import BenchmarkError
+from benchmarks.floor import Floor
 from benchmarks.subjects import KEY, OBSERVATION
 from policy_server.http_server import ConnectionLimits, ConnectionWatch, HotRoute
 from policy_server.http_server.hot_heads import HotHeads, KnownHead, parse_head
 from policy_server.http_server.hot_protocol import HotHttpProtocol
+from policy_server.observations import ObservationSpace
+from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 from policy_server.web import Application
 from policy_server.web.hot_answering import HotAnswering
 
-__all__ = ["BODY", "HEAD", "HotConnections"]
+__all__ = ["BODY", "HEAD", "FloorConnections", "HotConnections"]
 
 BODY = json.dumps(OBSERVATION).encode()
 # As wrk writes it.
@@ -106,6 +109,27 @@ class HotConnections:
         """End the connections."""
         for protocol in self._protocols:
             protocol.connection_lost(None)
+
+
+class FloorConnections:
+    """Some connections of the floor, each with one request at a time."""
+
+    def __init__(self, schema: ServerSchema, count: int) -> None:
+        """Own the connections.
+
+        Args:
+            schema: validates observations.
+            count: how many connections are open.
+        """
+        space = ObservationSpace(schema.observations)
+        self._floors = [Floor(space) for _ in range(count)]
+        for floor in self._floors:
+            floor.connection_made(_Transport())
+
+    def ask(self) -> None:
+        """Send a request on each connection, which is answered at once."""
+        for floor in self._floors:
+            floor.data_received(_REQUEST)
 
 
 class _Transport(asyncio.Transport):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
 from benchmarks.machine import is_busy
-from benchmarks.measures.stages import LOG, WHOLE
+from benchmarks.measures.stages import FLOOR, LOG, WHOLE
 from benchmarks.progress import ABSENT, number
 from benchmarks.results import Cell, Results
 from benchmarks.targets import Outcome, describe_peers, outcomes
@@ -19,7 +19,11 @@ BUSY = (
 )
 _ROLES = ("web", "replica", "Ray", "wrk")
 _SERVER_STAGES = ("validate", "queue", "policy", "total", "batch")
-_HTTP = "sockets, kernel, waking up: the running server's time less that"
+# What is timed without sockets, the subject that has them, and what its row is called.
+_SOCKETS = (
+    (WHOLE, "local", "sockets, kernel, waking up: the running server's time less that"),
+    (FLOOR, "floor", "sockets, kernel, waking up: the running floor's time less that"),
+)
 _WHAT_STAGES_ARE = (
     "What each stage adds to those before it, where the server's own protocol answers requests in "
     f"one process without sockets. All of them are {WHOLE}, in which the access log is off."
@@ -152,7 +156,7 @@ def _medians(cells: Sequence[Cell], values: Callable[[Cell], dict[str, float]], 
 def _ends(results: Results) -> list[int]:
     """Return the numbers of connections that the profile is shown for."""
     known = results.connections()
-    return [count for count in (1, 128) if count in known] or known[:1]
+    return [count for count in (1, 32, 128) if count in known] or known[:1]
 
 
 def _processor(results: Results) -> list[str]:
@@ -188,17 +192,21 @@ def _stages(results: Results) -> list[str]:
     known = {(stage.name, stage.batch): stage.us for stage in results.stages}
     names = list(dict.fromkeys(stage.name for stage in results.stages))
     rows = [[name, *(number(known.get((name, size))) for size in sizes)] for name in names]
-    for size in sizes:
-        cells = results.cells_of("local", size)
-        spent = [cell.cpu_us["web"] for cell in cells if "web" in cell.cpu_us]
-        if spent and (WHOLE, size) in known:
-            known[_HTTP, size] = median(spent) - known[WHOLE, size]
-    if any(name == _HTTP for name, _ in known):
-        row = [_HTTP, *(number(known.get((_HTTP, size))) for size in sizes)]
-        rows.insert(names.index(WHOLE) + 1, row)
+    for whole, subject, sockets in _SOCKETS:
+        left = {size: _beyond(results, subject, known.get((whole, size)), size) for size in sizes}
+        if any(us is not None for us in left.values()):
+            place = next(place for place, row in enumerate(rows) if row[0] == whole)
+            rows.insert(place + 1, [sockets, *(number(left[size]) for size in sizes)])
     head = ["µs of processor time a request", *(f"{size} at once" for size in sizes)]
     # Runs of before had other stages, and no such log.
     return [*([_WHAT_STAGES_ARE, ""] if LOG in names else []), *_table(head, rows)]
+
+
+def _beyond(results: Results, subject: str, us: float | None, connections: int) -> float | None:
+    """Return how much more a running server takes for a request than so many microseconds."""
+    cells = results.cells_of(subject, connections)
+    spent = _median_of([cell.cpu_us.get("web") for cell in cells])
+    return None if us is None or spent is None else spent - us
 
 
 def _batches(results: Results) -> list[str]:

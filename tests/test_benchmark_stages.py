@@ -11,7 +11,7 @@ import pytest
 from benchmarks.failures import BenchmarkError
 from benchmarks.few_rows import ACTIONS, policy_of
 from benchmarks.hot_connections import HotConnections
-from benchmarks.measures.stages import LOG, WHOLE, stages_of
+from benchmarks.measures.stages import FLOOR, LOG, WHOLE, stages_of
 from benchmarks.results import Stage
 from benchmarks.subjects import ROOT
 from policy_server.schema import read_schema
@@ -51,6 +51,8 @@ async def test_stages_are_the_whole(batch: int) -> None:
     assert at == 8
     assert names[at + 1] == LOG
     assert 0 < stages[0].us < stages[at].us
+    assert names[-1] == FLOOR
+    assert 0 < stages[-1].us < stages[at].us
     # Each is rounded to a hundredth.
     assert sum(stage.us for stage in stages[:at]) == pytest.approx(stages[at].us, abs=0.1)
 

@@ -5,7 +5,7 @@ without sockets, for as many requests at once as share a call of the policy: the
 first two, and so on to the whole request, which the server's own protocol reads and answers. A
 stage is the difference of two such times, so that all stages together are the whole, and each has
 the processor's caches as a request finds them. What sockets add is the difference between the whole
-and the processor time of a running server.
+and the processor time of a running server. The floor's requests are timed beside them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TextIO
 
 import uvloop
 
-from benchmarks.hot_connections import HotConnections
+from benchmarks.hot_connections import FloorConnections, HotConnections
 from benchmarks.own_process import BLOCK_S, median_us, median_us_async, run_module
 from benchmarks.progress import say
 from benchmarks.request_way import Way
@@ -48,15 +48,18 @@ from policy_server.telemetry import (
 )
 from policy_server.web import create_app
 
-__all__ = ["LOG", "WHOLE", "measure_stages", "stages_of"]
+__all__ = ["FLOOR", "LOG", "WHOLE", "measure_stages", "stages_of"]
 
-_BATCHES = (1, 128)
+_BATCHES = (1, 32, 128)
 _ROUNDS = 5
 # As a server sets it (policy_server/launch.py).
 _GC_THRESHOLDS = (10_000, 10, 20)
 WHOLE = "the whole request, from its bytes to its answer's"
 LOG = "the access log, where it is on: lines held, and written together"
 _FIRST_HEAD = "a head that comes for the first time: parsed and decided"
+FLOOR = "the floor's whole request: read, validated, a constant written"
+# What is no stage of a request.
+_APART = (_FIRST_HEAD, FLOOR)
 
 
 def measure_stages(results: Results, home: Path, environment: Mapping[str, str]) -> None:
@@ -110,8 +113,8 @@ async def stages_of(
         block_s: how long each of a measurement's blocks takes, in seconds.
 
     Returns:
-        The stages that `WHOLE` is the sum of; `WHOLE`; what `LOG` adds to it where it is on; and
-        what a head costs that is not known yet.
+        The stages that `WHOLE` is the sum of; `WHOLE`; what `LOG` adds to it where it is on; what a
+        head costs that is not known yet; and `FLOOR`.
 
     Raises:
         BenchmarkError: if a request is not answered by the server's own protocol.
@@ -124,8 +127,9 @@ async def stages_of(
         connections = HotConnections(app, batch)
         await connections.check()
         way = Way(connections, compiled, backend, batch)
+        floor = FloorConnections(schema, batch)
         # In turns, so that all see the machine's good moments.
-        found = [await _times(way, connections, log, block_s) for _ in range(rounds)]
+        found = [await _times(way, connections, floor, log, block_s) for _ in range(rounds)]
         await connections.check()
         connections.close()
     backend.close()
@@ -136,7 +140,7 @@ def _differences(times: Mapping[str, float], batch: int) -> list[Stage]:
     """Return the stages of times that have all stages before them too."""
     stages, before = [], 0.0
     for name, us in times.items():
-        if name == _FIRST_HEAD:
+        if name in _APART:
             stages.append(Stage(name, batch, round(us, 2)))
             continue
         if name == LOG:
@@ -147,7 +151,7 @@ def _differences(times: Mapping[str, float], batch: int) -> list[Stage]:
 
 
 async def _times(
-    way: Way, connections: HotConnections, log: TextIO, block_s: float
+    way: Way, connections: HotConnections, floor: FloorConnections, log: TextIO, block_s: float
 ) -> dict[str, float]:
     """Return the microseconds of a request up to each stage, that stage too."""
     batch = way.batch
@@ -160,6 +164,7 @@ async def _times(
     with _logging_to(log):
         times[LOG] = await us(connections.ask)
     times[_FIRST_HEAD] = median_us(connections.decide_head, block_s=block_s)
+    times[FLOOR] = median_us(floor.ask, block_s=block_s) / batch
     return times
 
 

@@ -64,17 +64,19 @@ async def test_white_space_around_a_header_is_no_part_of_it() -> None:
                 assert answer.status == 200
 
 
-async def test_requests_cut_at_every_byte_are_answered_in_order() -> None:
-    async with both() as (plain, hot):
+async def test_requests_cut_at_every_byte_are_answered_in_order_three_ways() -> None:
+    slow = build(has_fast_path=False)
+    async with both() as (plain, hot), running(slow):
         expected = answers_in((await plain.exchange([SEQUENCE])).written)
         assert [answer.status for answer in expected] == [200, 200, 422, 200, 200]
 
         for end in range(1, len(SEQUENCE)):
             cut_once = [SEQUENCE[:end], SEQUENCE[end:]]
-            transport = await hot.exchange(cut_once)
-            found = answers_in(transport.written)
-            assert shown(found, b"") == shown(expected, b""), end
-            assert transport.is_gone
+            for server in (plain, hot, Server(slow)):
+                transport = await server.exchange(cut_once)
+                found = answers_in(transport.written)
+                assert shown(found, b"") == shown(expected, b""), end
+                assert transport.is_gone
 
 
 @pytest.mark.parametrize(
