@@ -191,7 +191,7 @@ def _measure(results: Results, options: argparse.Namespace, scratch: Path) -> No
             repeats=repeats,
         ),
         "loops": lambda: measure_loops(
-            results, workplace, environment, seconds=seconds, repeats=repeats
+            results, workplace, environment, subjects=backends, seconds=seconds, repeats=repeats
         ),
     }
     for name, measure in parts.items():

@@ -45,7 +45,7 @@ def render(results: Results) -> str:
         ("Stages in one process", _stages),
         ("Batch route", _batches),
         ("WebSocket", _streams),
-        ("Closed loop, local", _loops),
+        ("Closed loop", _loops),
         ("Start and memory", _starts),
         ("Engines", _engines),
         ("One row", _one_row),
@@ -265,11 +265,13 @@ def _median_of(values: Sequence[float | None]) -> float | None:
 
 def _loops(results: Results) -> list[str]:
     rows = []
-    for transport in dict.fromkeys(cell.transport for cell in results.loops):
-        cells = [cell for cell in results.loops if cell.transport == transport]
+    for name, transport in dict.fromkeys((cell.subject, cell.transport) for cell in results.loops):
+        cells = [
+            cell for cell in results.loops if (cell.subject, cell.transport) == (name, transport)
+        ]
         rows.append(
             [
-                transport,
+                f"{results.titles[name]}, {transport}",
                 number(cells[0].hz),
                 *(
                     number(median(getattr(cell, name) for cell in cells))

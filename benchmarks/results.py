@@ -110,6 +110,7 @@ class LoopCell:
         p99_ms: the time that one of a hundred takes longer than.
         worst_ms: the longest time.
         missed: how many answers came after the next tick began.
+        subject: the name of the server.
     """
 
     transport: str
@@ -119,6 +120,7 @@ class LoopCell:
     p99_ms: float
     worst_ms: float
     missed: int
+    subject: str = "local"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from benchmarks.machine import LOAD
 from benchmarks.measures import starts
 from benchmarks.measures.batches import BODIES, check_columns
 from benchmarks.measures.one_row import KINDS, rows_of
-from benchmarks.measures.stages import LOG, WHOLE
+from benchmarks.measures.stages import FLOOR, LOG, WHOLE
 from benchmarks.peers.network import Network
 from benchmarks.peers.observation import Observation
 from benchmarks.plot import draw
@@ -241,14 +241,17 @@ def whole_results() -> Results:
         StreamCell("local", "JSON", 1, 0, 6_000.0, 0.15, 90.0),
         StreamCell("floor", "JSON", 1, 0, 24_000.0, 0.04, 20.0),
     ]
-    results.loops = [LoopCell("stream over UNIX socket", 200.0, 0, 0.2, 0.31, 1.5, 3)]
+    results.loops = [
+        LoopCell("stream over UNIX socket", 200.0, 0, 0.2, 0.31, 1.5, 3),
+        LoopCell("stream over UNIX socket", 200.0, 0, 0.4, 0.62, 3, 6, subject="ray"),
+    ]
     results.starts = [
         Start("ray", is_first=True, round=0, seconds=21.5, memory_mb=1200.0, processes=13),
         Start("ray", is_first=False, round=0, seconds=3.5, memory_mb=700.0, processes=11),
         Start("ray-no-dashboard", is_first=False, round=0, seconds=3, memory_mb=610, processes=8),
     ]
     results.engines = [EngineCell("numpy", 1, 9.0, 80.0), EngineCell("tensorflow", 1, None, 300.0)]
-    results.stages = [Stage(WHOLE, 128, 33.3), Stage(LOG, 128, 1.4)]
+    results.stages = [Stage(WHOLE, 128, 33.3), Stage(LOG, 128, 1.4), Stage(FLOOR, 128, 3.2)]
     results.rows = [RowCell("Discrete(4)", 5.0, 6.0, 4.0, 16.0), RowCell("Box(6)", 5, 9, 12, 28)]
     results.missing = {"pytriton": "pip can't install it"}
     return results
@@ -446,7 +449,8 @@ def test_page_shows_every_part_of_a_run() -> None:
     assert "| batch route, npy | ≥ 400,000 rows/s | 410,000 rows/s | met |" in page
     assert "| Policy Server, Ray, 128 | 60 | - | - | 7 |" in page
     assert "| Policy Server, Ray, 128 | 4 | - | - | 900 | 50.5 |" in page
-    assert "less that | 26.7 |" in page
+    assert "the running server's time less that | 26.7 |" in page
+    assert "the running floor's time less that | 56.8 |" in page
     assert "| Policy Server, Ray | npy | 100,000 | 390,000 | 250 | 2.5 | 4 |" in page
     assert "| Policy Server, Ray | JSON columns | 100,000 | 300,000 | 330 | 1.6 | 2.5 |" in page
     assert "| Policy Server, local | npy | 100,000 | 410,000 | 240 | 0.9 | - |" in page
@@ -457,7 +461,8 @@ def test_page_shows_every_part_of_a_run() -> None:
     assert "the server's own protocol answers requests in one process" in page
     assert "| Policy Server, local | msgpack | 64 | 21,000 | 2.9 | - |" in page
     assert "| Policy Server, local | JSON | 1 | 6,000 | 0.15 | 90 |" in page
-    assert "| stream over UNIX socket | 200 | 0.2 | 0.31 | 1.5 | 3 |" in page
+    assert "| Policy Server, local, stream over UNIX socket | 200 | 0.2 | 0.31 | 1.5 | 3 |" in page
+    assert "| Policy Server, Ray, stream over UNIX socket | 200 | 0.4 | 0.62 | 3 | 6 |" in page
     assert "| Policy Server, Ray | served before | 3.5 | 700 | 11 |" in page
     assert "| tensorflow: the network | - |" in page
     assert "- PyTriton: pip can't install it" in page
