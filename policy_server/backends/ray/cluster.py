@@ -239,9 +239,8 @@ class RayCluster:
         self._counting.cancel()
         if self._keeping is not None:
             self._keeping.cancel()
-        if self._membership.is_waiting or not self._is_needed.is_set():
-            self._joining.cancel()
-        # A start is not broken off: the processes that it has begun have to be ended.
+        # What a start has begun, `leave` breaks off and ends.
+        self._joining.cancel()
         kept = (self._watching, self._counting, self._joining, *self._all_kept())
         await asyncio.gather(*kept, return_exceptions=True)
         for backend in list(self._backends):
