@@ -83,6 +83,13 @@ def _raylet_and_server(server: Server) -> None:
     server.process.terminate()
 
 
+def _folders_and_server(server: Server) -> None:
+    """Remove all temporary folders of a server, and stop it."""
+    for path in _rays_folder(server).parent.glob("ps-*"):
+        shutil.rmtree(path)
+    server.process.terminate()
+
+
 def _without_folder(server: Server, *, number: int | None = None, is_all: bool = False) -> None:
     """Remove Ray's folder, as what clears temporary folders does, and kill the only replica.
 
@@ -91,13 +98,18 @@ def _without_folder(server: Server, *, number: int | None = None, is_all: bool =
         number: of the signal that the server gets then; None for none.
         is_all: whether the folders that web processes share are removed too.
     """
-    [guard] = pids_of(server, "ray_guard")
-    folder = Path(command_line(guard).split()[-1])
+    folder = _rays_folder(server)
     for path in folder.parent.glob("ps-*") if is_all else [folder]:
         shutil.rmtree(path)
     killed("ServeReplica")(server)
     if number is not None:
         os.kill(server.process.pid, number)
+
+
+def _rays_folder(server: Server) -> Path:
+    """Return the folder of a server's Ray."""
+    [guard] = pids_of(server, "ray_guard")
+    return Path(command_line(guard).split()[-1])
 
 
 def _web_process(server: Server, *, has_started_ray: bool) -> int:
@@ -234,6 +246,12 @@ FAULTS = {
         "all temporary folders removed and the only replica killed, two web processes",
         partial(_without_folder, is_all=True),
         workers=2,
+    ),
+    "folders-term": _fault(
+        "all temporary folders removed, and SIGTERM at once, two web processes",
+        _folders_and_server,
+        workers=2,
+        is_last=True,
     ),
     "folders-kill": _fault(
         "all temporary folders removed, the replica and the parent of two web processes killed",

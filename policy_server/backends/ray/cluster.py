@@ -38,8 +38,8 @@ from policy_server.backends.ray.backend import RayBackend
 from policy_server.backends.ray.cluster_ledger import RENEWAL_PERIOD_S, ClusterLedger
 from policy_server.backends.ray.cluster_records import ClusterRecords, open_cluster_records
 from policy_server.backends.ray.connection import (
+    kept_signal_handlers,
     reason_of,
-    restore_signal_handlers,
     without_proxies,
 )
 from policy_server.backends.ray.healthy_replicas import HealthyReplicas
@@ -239,9 +239,8 @@ class RayCluster:
         self._counting.cancel()
         if self._keeping is not None:
             self._keeping.cancel()
-        if self._membership.is_waiting or not self._is_needed.is_set():
-            self._joining.cancel()
-        # A start is not broken off: the processes that it has begun have to be ended.
+        # What a start has begun, `leave` breaks off and ends.
+        self._joining.cancel()
         kept = (self._watching, self._counting, self._joining, *self._all_kept())
         await asyncio.gather(*kept, return_exceptions=True)
         for backend in list(self._backends):
@@ -251,7 +250,8 @@ class RayCluster:
             for name in list(self._applications):
                 with suppress(RayError, RayServeException):
                     await self._leave(name, is_retired=False)
-        await self._membership.leave()
+        async with kept_signal_handlers():
+            await self._membership.leave()
 
     async def _end(self, backend: RayBackend, *, is_retired: bool) -> None:
         self._backends.discard(backend)
@@ -285,8 +285,8 @@ class RayCluster:
         return [] if self._keeping is None else [self._keeping]
 
     async def _join(self) -> Ledger:
-        await self._membership.join()
-        restore_signal_handlers()
+        async with kept_signal_handlers():
+            await self._membership.join()
         self._keeping = asyncio.create_task(self._keep())
         return await asyncio.to_thread(_ledger, self._membership.ledger_folder)
 
@@ -337,9 +337,9 @@ class RayCluster:
             for backend in self._backends:
                 # Some may have been resumed on one that has died since.
                 backend.suspend()
-        await self._membership.rejoin()
+        async with kept_signal_handlers():
+            await self._membership.rejoin()
         self._has_died.clear()
-        restore_signal_handlers()
         return await asyncio.to_thread(_ledger, self._membership.ledger_folder)
 
     async def _resume(self, ledger: Ledger) -> None:

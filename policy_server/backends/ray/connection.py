@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import resource
 import secrets
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import ray
@@ -26,8 +27,8 @@ __all__ = [
     "as_not_ready_error",
     "check_open_files",
     "connect",
+    "kept_signal_handlers",
     "reason_of",
-    "restore_signal_handlers",
     "sockets_hint",
     "use_token",
     "warn_of_open_dashboard",
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 # Ray sends its last metrics to an agent that may have died, and waits for it: 10 s unless told.
 _EXPORT_TIMEOUT, _EXPORT_TIMEOUT_S = "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "1s"
 _REASON_LENGTH = 300
+_RESTORE_EVERY_S = 0.01
 # With 64 Ray ends the process that calls it without a word; a server of one policy takes some 80.
 _FEWEST_FILES = 128
 # Of the 107 bytes of a socket's path, Ray's part and that of the folder around it take the rest.
@@ -205,8 +207,29 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(cause).split())[:_REASON_LENGTH]
 
 
-def restore_signal_handlers() -> None:
-    """Put uvicorn's handlers back: Ray replaces them below Python, and prints where it was hit."""
+@asynccontextmanager
+async def kept_signal_handlers() -> AsyncIterator[None]:
+    """Put uvicorn's handlers of signals back, again and again, while the block runs.
+
+    Ray replaces them below Python as it connects, and takes its own away, and not uvicorn's back,
+    as it disconnects: until then SIGTERM would end this process, and lose its requests.
+    """
+
+    async def keep() -> None:
+        while True:
+            _restore_signal_handlers()
+            await asyncio.sleep(_RESTORE_EVERY_S)
+
+    keeping = asyncio.create_task(keep())
+    try:
+        yield
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        _restore_signal_handlers()
+
+
+def _restore_signal_handlers() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.getsignal(number))

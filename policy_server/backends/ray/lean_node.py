@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -74,18 +75,27 @@ class LeanNode(Node):
         held_ports: keeps the ports of the raylet's agents for them until `end`.
     """
 
-    def __init__(self, parameters: RayParams, *, is_shared: bool, start_timeout_s: float) -> None:
+    def __init__(
+        self,
+        parameters: RayParams,
+        *,
+        is_shared: bool,
+        start_timeout_s: float,
+        is_broken_off: Callable[[], bool],
+    ) -> None:
         """Start the processes, and own them until `end`.
 
         Args:
             parameters: of the processes.
             is_shared: whether Ray goes on where the process that starts it is killed.
             start_timeout_s: the longest wait for the raylet, in seconds.
+            is_broken_off: says whether nobody needs this Ray any more.
         """
         self.held_ports = ExitStack()
         self._is_shared = is_shared
         self._agents: list[Process] = []
         self._start_timeout_s = start_timeout_s
+        self._is_broken_off = is_broken_off
         super().__init__(parameters, head=True, shutdown_at_exit=False, spawn_reaper=not is_shared)
 
     def start_raylet(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401 -- Ray's own
@@ -106,7 +116,7 @@ class LeanNode(Node):
         a start computes, and are held.
 
         Raises:
-            RayletEndedError: if it has ended by itself.
+            RayletEndedError: if it has ended by itself, or the start was broken off.
         """
         super().start_ray_processes()  # type: ignore[no-untyped-call]  # Ray's own
         store: Any = self.get_gcs_client()  # type: ignore[no-untyped-call]  # Ray's own
@@ -115,6 +125,9 @@ class LeanNode(Node):
             if any(self.dead_processes()):  # type: ignore[no-untyped-call]  # Ray's own
                 self.end(is_graceful=False)
                 raise RayletEndedError("the raylet ended while it started")
+            if self._is_broken_off():
+                self.end(is_graceful=False)
+                raise RayletEndedError("the server ended while Ray started")
             with suppress(RayError):
                 if store.get_all_node_info(timeout=_LOOK_S):
                     break
@@ -162,7 +175,7 @@ class LeanNode(Node):
             environment: the variables of its processes.
 
         Raises:
-            RayletEndedError: if Ray ends meanwhile.
+            RayletEndedError: if Ray ends meanwhile, or the start was broken off.
             Exception: Ray's own, if the dashboard does not start.
         """
         process = self._start_pages(environment)
@@ -172,7 +185,7 @@ class LeanNode(Node):
             with suppress(RayError):
                 if store.internal_kv_get(b"dashboard", b"dashboard", timeout=_LOOK_S) is not None:
                     return
-            if self._has_lost_needed():
+            if self._has_lost_needed() or self._is_broken_off():
                 raise RayletEndedError("Ray has ended while the dashboard started")
             time.sleep(_POLL_S)
         process.kill()
@@ -252,6 +265,7 @@ def start_lean_node(
     is_shared: bool,
     environment: dict[str, str],
     start_timeout_s: float,
+    is_broken_off: Callable[[], bool],
 ) -> LeanNode:
     """Start Ray's processes.
 
@@ -262,6 +276,7 @@ def start_lean_node(
         environment: the variables of its workers; a runtime environment would cost each replica a
             second worker.
         start_timeout_s: the longest wait for the raylet, in seconds.
+        is_broken_off: says whether nobody needs this Ray any more.
     """
     # Ray's annotations differ from the arguments that it takes.
     known: dict[str, Any] = {
@@ -283,6 +298,11 @@ def start_lean_node(
         for argument in _AGENTS_PORTS:
             sockets = [stack.enter_context(opened) for opened in bound_sockets("", 0)]
             known[argument] = sockets[0].getsockname()[1]
-        node = LeanNode(RayParams(**known), is_shared=is_shared, start_timeout_s=start_timeout_s)
+        node = LeanNode(
+            RayParams(**known),
+            is_shared=is_shared,
+            start_timeout_s=start_timeout_s,
+            is_broken_off=is_broken_off,
+        )
         node.held_ports = stack.pop_all()
     return node

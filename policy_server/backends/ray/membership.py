@@ -18,7 +18,7 @@ from policy_server.backends.ray_pulse import are_running, end_standstills, first
 from policy_server.errors import NotReadyError
 from policy_server.settings import Settings
 
-__all__ = ["ClusterMember", "Membership", "OnRaysThread", "SoleOwner"]
+__all__ = ["ClusterMember", "Membership", "OnRaysThread", "SoleOwner", "finish"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,16 +28,19 @@ _JOIN_HINT = "; a cluster with tokens wants RAY_AUTH_MODE and RAY_AUTH_TOKEN her
 OnRaysThread = Callable[..., Awaitable[Any]]
 
 
+def finish() -> None:
+    """Let whoever waits for this on Ray's thread know that all before it is done.
+
+    A task that was cancelled leaves Ray's thread at what it has begun there.
+    """
+
+
 class Membership(Protocol):
     """A process's membership in a Ray."""
 
     @property
     def is_crowded(self) -> bool:
         """Return whether other programs use this Ray too, so that replicas have to ask for CPUs."""
-
-    @property
-    def is_waiting(self) -> bool:
-        """Return whether `join` may be cancelled: it waits for others, and has started nothing."""
 
     @property
     def addresses(self) -> Mapping[str, str]:
@@ -75,14 +78,16 @@ class Membership(Protocol):
         """Take note that a first policy answers, and end what is left of a Ray that died."""
 
     async def leave(self) -> None:
-        """Disconnect from Ray, and end it if it is this process's; also where `join` failed."""
+        """Disconnect from Ray, and end it if it is this process's.
+
+        Also where `join` or `rejoin` failed or was cancelled: a start that goes on is broken off.
+        """
 
 
 class SoleOwner:
     """The membership of a process that starts a Ray for itself."""
 
     is_crowded = False
-    is_waiting = False
 
     def __init__(self, settings: Settings, call: OnRaysThread) -> None:
         """Own the Ray from `join` to `leave`, and nothing before.
@@ -147,6 +152,8 @@ class SoleOwner:
 
     async def leave(self) -> None:
         """See `Membership.leave`; waits for the calls on Ray's thread."""
+        self._own.break_off()
+        await self._call(finish)
         async with end_standstills(self._own.watched):
             await self._call(self._own.end)
         for dead in self._dead:
@@ -157,8 +164,6 @@ class ClusterMember:
     """The membership of a process that joins a cluster, `RAY_ADDRESS`."""
 
     is_crowded = True
-    # No process of the cluster's is this one's.
-    is_waiting = True
     ledger_folder = None
 
     def __init__(self, address: str, call: OnRaysThread, *, timeout_s: float) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,7 @@ class OwnRay:
                 that share the Ray, of which any may be killed.
         """
         self._server = server
+        self._is_broken_off = threading.Event()
         self._guard: subprocess.Popen[bytes] | None = None
         self.addresses: dict[str, str] = {}
         self._settings = settings
@@ -118,11 +120,20 @@ class OwnRay:
         """Return the processes without which no Ray goes on; none where it can't be told."""
         return self._watched
 
+    def break_off(self) -> None:
+        """Have `start` and `start_rest` fail soon, wherever they are; called from any thread.
+
+        Nothing is killed here: a process whose Ray ends while it connects to it waits for a minute,
+        and then Ray's library ends it. `end` and `end_processes` end what was begun.
+        """
+        self._is_broken_off.set()
+
     def start(self) -> None:
         """Start Ray's processes and connect to them.
 
         Raises:
-            NotReadyError: if Ray does not start, or would end this process for want of open files.
+            NotReadyError: if Ray does not start, was broken off, or would end this process for
+                want of open files.
             SettingsError: if it would run without a token.
         """
         started = time.monotonic()
@@ -138,7 +149,7 @@ class OwnRay:
                         self._start()
                     break
                 except RayletEndedError as error:
-                    if not tries_left:
+                    if not tries_left or self._is_broken_off.is_set():
                         raise
                     logger.warning("ray_started_again", extra={"reason": str(error)})
                     self.end_processes()
@@ -149,7 +160,7 @@ class OwnRay:
 
         The first answer waits for neither; a dashboard that fails is only logged.
         """
-        if self._node is None:
+        if self._node is None or self._is_broken_off.is_set():
             return
         report_unshared_class()
         self._node.wake_agents()
@@ -210,6 +221,7 @@ class OwnRay:
             is_shared=self._server != os.getpid(),
             environment=self._environment(),
             start_timeout_s=self._settings.start_timeout_s,
+            is_broken_off=self._is_broken_off.is_set,
         )
         if os.environ.get(f"RAY_{_METRICS}"):
             port = self._node.metrics_export_port

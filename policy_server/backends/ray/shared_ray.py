@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from policy_server.backends.ray.connection import as_not_ready_error, connect
-from policy_server.backends.ray.membership import OnRaysThread
+from policy_server.backends.ray.membership import OnRaysThread, finish
 from policy_server.backends.ray.own_ray import OwnRay
 from policy_server.backends.ray_processes import Process, end_ray_in, rays_of
 from policy_server.backends.ray_pulse import (
@@ -36,6 +36,9 @@ __all__ = ["SharedRay"]
 
 _LAST_WORKER_TIMEOUT_S = 30.0
 _POLL_S = 0.1
+# A lock that can't be had for so long is another worker's.
+_TAKEN_AFTER_S = 0.5
+_LOCK = "lock"
 _LEDGER = "ledger"
 _MEMBER = "member-"
 
@@ -68,7 +71,6 @@ class SharedRay:
         self._folder = share_folder("workers", parent=self._server).path
         self._entry = self._folder / f"{_MEMBER}{Process.of(os.getpid())}"
         self._has_started = False
-        self.is_waiting = False
         self._lock: AsyncExitStack | None = None
         self._has_turn = asyncio.Event()
         self.addresses: dict[str, str] = {}
@@ -76,11 +78,7 @@ class SharedRay:
 
     async def join(self) -> None:
         """Join the Ray that another worker has started, or start it."""
-        self.is_waiting = True
-        try:
-            self._lock = await _locked(self._folder)
-        finally:
-            self.is_waiting = False
+        self._lock = await self._locked()
         self._has_turn.set()
         if not await self._call(self._join_others):
             self._has_started = True
@@ -101,7 +99,6 @@ class SharedRay:
             return
         if os.getppid() != self._server:
             # The server was killed, and this worker ends: the guard of another Ray would end it.
-            self.is_waiting = True
             await asyncio.Event().wait()
         if self._has_started:
             self._dead.append(self._own)
@@ -129,40 +126,45 @@ class SharedRay:
     async def leave(self) -> None:
         """Leave Ray, or end it when all other workers have left."""
         self._entry.unlink(missing_ok=True)
+        self._own.break_off()
         if self._settling is not None:
             self._settling.cancel()
             await asyncio.gather(self._settling, return_exceptions=True)
-        if not self._has_turn.is_set() or (self._lock is None and not self._folder.exists()):
-            # The worker that has the lock ends the Ray that it may be starting now; or the worker
-            # whose policy could not be served has ended Ray, and removed the folder.
-            await self._leave(is_last=False)
-        elif self._lock is None:
-            async with FileLock(self._folder, is_folder=True):
-                await self._leave(is_last=not self._others())
-        else:
-            # Another worker would join a Ray that is about to end, and wait for it for a minute.
-            is_last = self._has_started and not self._others()
-            if self._has_started:
+        await self._call(finish)
+        async with AsyncExitStack() as leaving:
+            is_last = await self._is_last(leaving)
+            await self._disconnect()
+            if self._has_started and (is_last or self._lock is not None):
+                # Another worker would join a Ray that has ended, and wait for it for a minute.
                 (self._folder / "ray.json").unlink(missing_ok=True)
+                await self._call(self._own.end_processes)
             if is_last:
+                for folder in rays_of(self._server):
+                    await self._call(end_ray_in, folder)
                 shutil.rmtree(self._folder, ignore_errors=True)
             await self._unlock()
-            await self._leave(is_last=self._has_started)
         await self._end_dead()
 
     async def _disconnect(self) -> None:
         async with end_standstills(self._watched):
             await self._call(ray.shutdown)
 
-    async def _leave(self, *, is_last: bool) -> None:
-        await self._disconnect()
-        if not is_last:
-            return
-        if self._has_started:
-            await self._call(self._own.end_processes)
-        for folder in rays_of(self._server):
-            await self._call(end_ray_in, folder)
-        shutil.rmtree(self._folder, ignore_errors=True)
+    async def _is_last(self, leaving: AsyncExitStack) -> bool:
+        """Return whether no other worker uses Ray or joins it; until the stack closes, none does.
+
+        Where the folder was removed, nobody can tell: the guard ends Ray with the server.
+        """
+        if not self._has_turn.is_set():
+            # The worker that has the lock ends the Ray that it may be starting now.
+            return False
+        try:
+            await leaving.enter_async_context(FileLock(self._folder, is_folder=True))
+            if self._lock is None:
+                async with asyncio.timeout(_TAKEN_AFTER_S):
+                    await leaving.enter_async_context(FileLock(self._folder / _LOCK))
+        except (FileNotFoundError, TimeoutError):
+            return False
+        return not self._others()
 
     async def _settle(self) -> None:
         """End what is left of a Ray that has died, and start the rest of the new one."""
@@ -178,6 +180,23 @@ class SharedRay:
             await self._call(self._dead.pop().end_processes)
         while self._dead_folders:
             await self._call(end_ray_in, self._dead_folders.pop())
+
+    async def _locked(self) -> AsyncExitStack:
+        """Return the lock that one worker holds at a time; closing the stack frees it."""
+        held = AsyncExitStack()
+        path = self._folder / _LOCK
+        await held.enter_async_context(FileLock(path))
+        if path.exists():
+            return held
+        await held.aclose()
+        if self._has_turn.is_set():
+            # The last worker that served has left meanwhile, or what clears temporary files came.
+            raise NotReadyError("ray: the folder that the workers share was removed")
+        # It ends all of them when it has said why, and meanwhile ends its Ray.
+        await asyncio.sleep(_LAST_WORKER_TIMEOUT_S)
+        raise NotReadyError(
+            "ray: the worker that started it could not serve; its own line says why"
+        )
 
     async def _unlock(self) -> None:
         if self._lock is not None:
@@ -246,18 +265,3 @@ def _joined_by(entry: Path) -> Path | None:
         return Path(entry.read_text())
     except OSError:
         return None
-
-
-async def _locked(folder: Path) -> AsyncExitStack:
-    """Return the lock that one worker holds at a time; closing the stack frees it."""
-    held = AsyncExitStack()
-    path = folder / "lock"
-    await held.enter_async_context(FileLock(path))
-    if not path.exists():
-        await held.aclose()
-        # It ends all of them when it has said why, and meanwhile ends its Ray.
-        await asyncio.sleep(_LAST_WORKER_TIMEOUT_S)
-        raise NotReadyError(
-            "ray: the worker that started it could not serve; its own line says why"
-        )
-    return held

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
+from pathlib import Path
 
 import pytest
 
 from policy_server.backends.ray.connection import (
     as_not_ready_error,
+    kept_signal_handlers,
     sockets_hint,
     warn_of_open_dashboard,
     without_proxies,
 )
 from policy_server.errors import NotReadyError
 from tests.support.processes import run
+from tests.support.waiting import until
 
 PROXY = "http://127.0.0.1:9"
 
@@ -122,3 +127,28 @@ def test_dashboard_with_a_token_or_on_this_machine_is_not_warned_of(
     warn_of_open_dashboard(host=host)
 
     assert not caplog.records
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's signal masks")
+async def test_handlers_of_signals_that_ray_takes_away_come_back_at_once() -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        async with kept_signal_handlers():
+            # As Ray does below Python while it disconnects.
+            ctypes.CDLL(None).signal(int(signal.SIGTERM), None)
+            was_caught = _is_caught(signal.SIGTERM)
+            await until(lambda: _is_caught(signal.SIGTERM))
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert (was_caught, came) == (False, [signal.SIGTERM])
+
+
+def _is_caught(number: signal.Signals) -> bool:
+    """Return whether this process has a handler of a signal (proc(5), SigCgt)."""
+    status = Path("/proc/self/status").read_text()
+    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
+    return bool(int(mask, 16) >> (number - 1) & 1)

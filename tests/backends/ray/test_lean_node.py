@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,12 @@ def folder() -> Iterator[Path]:
         end_ray_in(folder)
 
 
-def started(folder: Path, environment: dict[str, str]) -> LeanNode:
+def started(
+    folder: Path,
+    environment: dict[str, str],
+    *,
+    is_broken_off: Callable[[], bool] = lambda: False,
+) -> LeanNode:
     """Start a Ray."""
     return start_lean_node(
         _OPTIONS,
@@ -48,6 +55,7 @@ def started(folder: Path, environment: dict[str, str]) -> LeanNode:
         is_shared=False,
         environment=environment,
         start_timeout_s=120.0,
+        is_broken_off=is_broken_off,
     )
 
 
@@ -82,6 +90,32 @@ def test_dashboard_is_waited_for_no_longer_than_ray_lives(tmp_path: Path, folder
         starting = rays_thread.submit(node.start_dashboard, environment)
         wait_until(lambda: "dashboard" in node.all_processes)
         os.kill(node.needed_pids()["gcs_server"], signal.SIGKILL)
+
+        with pytest.raises(RayletEndedError, match="while the dashboard started"):
+            starting.result(30)
+        rays_thread.submit(node.end, is_graceful=False).result(60)
+
+
+def test_start_that_is_broken_off_leaves_no_process(folder: Path) -> None:
+    with pytest.raises(RayletEndedError, match="the server ended while Ray started"):
+        started(folder, {}, is_broken_off=lambda: True)
+
+    named = str(folder).encode()
+    assert [path for path in Path("/proc").glob("[0-9]*/cmdline") if _holds(path, named)] == []
+
+
+def test_dashboard_that_nobody_needs_any_more_is_not_waited_for(
+    tmp_path: Path, folder: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_DASHBOARD_HANGS)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    is_broken_off = threading.Event()
+    with ThreadPoolExecutor(1) as rays_thread:
+        start = partial(started, folder, environment, is_broken_off=is_broken_off.is_set)
+        node = rays_thread.submit(start).result(120)
+        starting = rays_thread.submit(node.start_dashboard, environment)
+        wait_until(lambda: "dashboard" in node.all_processes)
+        is_broken_off.set()
 
         with pytest.raises(RayletEndedError, match="while the dashboard started"):
             starting.result(30)

@@ -14,11 +14,12 @@ import pytest
 from policy_server.backends.ray.cluster import RayCluster
 from policy_server.backends.ray.connection import connect
 from policy_server.backends.ray.membership import ClusterMember, SoleOwner
+from policy_server.backends.ray.own_ray import OwnRay
 from policy_server.backends.ray.shared_ray import SharedRay
 from policy_server.errors import NotReadyError
 from policy_server.settings import Settings
 from tests.support.servers import free_port
-from tests.support.waiting import turns
+from tests.support.waiting import turns, until
 
 
 class RaysThread:
@@ -78,6 +79,29 @@ async def test_stop_breaks_the_wait_for_a_cluster_off() -> None:
     await asyncio.wait_for(cluster.aclose(), 5)
 
 
+@pytest.mark.parametrize("kind", [SoleOwner, SharedRay])
+async def test_stop_breaks_the_start_of_a_ray_off(
+    kind: type[SoleOwner | SharedRay], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    is_broken_off = asyncio.Event()
+    monkeypatch.setattr(OwnRay, "break_off", lambda _: is_broken_off.set())
+    called = []
+
+    async def call(function: Callable[..., Any], *_: object) -> None:
+        called.append(function.__name__)
+        if function.__name__ in {"start", "_start"}:
+            await is_broken_off.wait()
+
+    async with asyncio.timeout(30):
+        cluster = RayCluster(Settings(), kind(Settings(), call))
+        await until(lambda: {"start", "_start"} & set(called))
+        await cluster.aclose()
+
+    assert "end" in called or "end_processes" in called
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_ray_that_could_not_be_started_is_started_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -123,7 +147,7 @@ async def test_worker_whose_server_was_killed_starts_no_other_ray(
 
     joining = asyncio.create_task(shared.rejoin())
     await turns()
-    is_waiting = shared.is_waiting
+    is_waiting = not joining.done()
     joining.cancel()
     await asyncio.gather(joining, return_exceptions=True)
 

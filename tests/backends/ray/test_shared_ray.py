@@ -19,12 +19,16 @@ import pytest
 
 from policy_server.backends.ray.shared_ray import SharedRay
 from policy_server.backends.ray_processes import make_rays_folder
+from policy_server.errors import NotReadyError
 from policy_server.files.locks import FileLock
 from policy_server.files.shared_folders import share_folder
 from tests.support.ray_clusters import SETTINGS, processes_of
-from tests.support.waiting import until
+from tests.support.waiting import turns
 
 pytestmark = pytest.mark.service
+
+# A lock is looked at every tenth of a second.
+_SEVERAL_LOOKS_S = 0.5
 
 
 def _ended_process() -> int:
@@ -51,20 +55,17 @@ async def test_worker_that_waits_for_one_that_fails_can_be_stopped(
         ray = SharedRay(SETTINGS, partial(_called, executor))
         with FileLock(shared / "lock"):
             joining = asyncio.create_task(ray.join())
-            await until(lambda: ray.is_waiting)
+            await turns()
             # As a worker does whose policy can't be served.
             shutil.rmtree(shared)
         # Longer than a look at the lock takes to come.
-        done, _ = await asyncio.wait([joining], timeout=0.5)
-        is_waiting = ray.is_waiting
+        done, _ = await asyncio.wait([joining], timeout=_SEVERAL_LOOKS_S)
         joining.cancel()
         with pytest.raises(asyncio.CancelledError):
             await joining
         await ray.leave()
 
     assert not done
-    assert is_waiting
-    assert not ray.is_waiting
     assert list(tmp_path.iterdir()) == []
 
 
@@ -78,7 +79,7 @@ async def test_worker_that_is_stopped_before_its_turn_leaves_the_ray_that_anothe
         ray = SharedRay(SETTINGS, partial(_called, executor))
         with FileLock(shared / "lock"):
             joining = asyncio.create_task(ray.join())
-            await until(lambda: ray.is_waiting)
+            await turns()
             joining.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await joining
@@ -86,6 +87,52 @@ async def test_worker_that_is_stopped_before_its_turn_leaves_the_ray_that_anothe
 
     assert started.exists()
     assert shared.exists()
+
+
+async def test_worker_that_ends_leaves_the_ray_that_another_one_joins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # A process whose Ray ends while it connects to it waits for a minute, and so does its stop.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shared = share_folder("workers", parent=os.getppid()).path
+    used = make_rays_folder(os.getppid())
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        ray = SharedRay(SETTINGS, partial(_called, executor))
+        # Of a Ray that has died: nothing of it is joined or started.
+        monkeypatch.setattr(ray, "_join_others", lambda: True)
+        await ray.join()
+        await ray.has_served()
+        with FileLock(shared / "lock"):
+            await ray.leave()
+        are_left = used.exists(), shared.exists()
+        await ray.leave()
+
+    assert are_left == (True, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_worker_whose_folder_goes_while_it_waits_to_join_again_tries_anew_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shared = share_folder("workers", parent=os.getppid()).path
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        ray = SharedRay(SETTINGS, partial(_called, executor))
+        monkeypatch.setattr(ray, "_join_others", lambda: True)
+        await ray.join()
+        await ray.has_served()
+        monkeypatch.setattr(ray, "is_alive", lambda: False)
+        with FileLock(shared / "lock"):
+            joining = asyncio.create_task(ray.rejoin())
+            await asyncio.sleep(_SEVERAL_LOOKS_S)
+            shutil.rmtree(shared)
+
+        with pytest.raises(NotReadyError, match="folder that the workers share was removed"):
+            await asyncio.wait_for(joining, timeout=10)
+        await ray.rejoin()
+        await ray.leave()
+
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_worker_starts_another_ray_and_removes_the_folder_of_the_dead_one(
