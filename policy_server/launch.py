@@ -101,7 +101,9 @@ def build_app() -> Application:
                 for slot in policies.registry:
                     slot.on_unloaded.append(unused.release_soon)
                 is_started = True
-                process.note_serving(on_ending=policies.note_ending, drain_s=settings.drain_s)
+                stack.callback(
+                    process.note_serving(on_ending=policies.note_ending, drain_s=settings.drain_s)
+                )
                 yield
         except Exception as error:
             if not is_started:

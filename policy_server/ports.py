@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -18,6 +17,7 @@ __all__ = [
     "free_port",
     "open_listener",
     "reason_of",
+    "remove_dead_unix_socket",
     "unusable_port",
 ]
 
@@ -110,16 +110,15 @@ def check_unix_socket(path: str) -> None:
     """Refuse the path of a UNIX socket that uvicorn can't open, or would take from another server.
 
     Args:
-        path: of the socket, as `--uds` has it; a socket that nobody listens on may be there.
+        path: of the socket, as `--uds` has it; one that no process has any more may be there.
 
     Raises:
         SettingsError: with the reason.
     """
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)
-        with contextlib.suppress(OSError):
-            probe.connect(path)
-            raise SettingsError(f"--uds: {path} can't be used: another server answers there")
+    if _is_had(path):
+        raise SettingsError(
+            f"--uds: {path} can't be used: another server has it; stop that, or choose another path"
+        )
     try:
         if not Path(path).is_socket():
             with socket.socket(socket.AF_UNIX) as probe:
@@ -130,6 +129,42 @@ def check_unix_socket(path: str) -> None:
             f"--uds: {path} can't be used: {reason_of(error)}; expected the path of a new socket, "
             "in a folder that is there and may be written to"
         ) from error
+
+
+def remove_dead_unix_socket(path: str) -> None:
+    """Remove what a server that was killed has left of its UNIX socket.
+
+    uvicorn with several workers, or with `--reload`, does not, and can't start there.
+
+    Args:
+        path: of the socket. Where no socket is, or one that a process has, nothing is removed.
+
+    Raises:
+        SettingsError: if it can't be removed.
+    """
+    if Path(path).is_socket() and not _is_had(path):
+        try:
+            Path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise SettingsError(
+                f"--uds: {path} can't be used: a server that was killed has left it, and it can't "
+                f"be removed: {reason_of(error)}"
+            ) from error
+
+
+def _is_had(path: str) -> bool:
+    """Return whether a process has the UNIX socket of a path, listening or not.
+
+    A server of several workers listens seconds after it has taken the path, and not at all while it
+    ends. So a socket of another kind asks, which no server takes: it hears that the kind is wrong,
+    or that nobody is there.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError as error:
+            return error.errno == errno.EPROTOTYPE
+    return True
 
 
 def free_port(host: str) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from policy_server.errors import SettingsError, UsageError
-from policy_server.ports import check_unix_socket
+from policy_server.ports import check_unix_socket, remove_dead_unix_socket
 
 __all__ = ["check_serving_files"]
 
@@ -24,6 +24,8 @@ def check_serving_files(
     options: Mapping[str, str | int | None], environment: Mapping[str, str]
 ) -> None:
     """Refuse a certificate, a key or a UNIX socket that uvicorn could not use.
+
+    A UNIX socket that a killed server has left is removed.
 
     Args:
         options: uvicorn's, by their names; None for those that are left out.
@@ -55,6 +57,7 @@ def _check_socket(options: Mapping[str, str | int | None], environment: Mapping[
     path = options.get("uds") or environment.get("UVICORN_UDS")
     if path:
         check_unix_socket(str(path))
+        remove_dead_unix_socket(str(path))
 
 
 def _check_readable(option: str, path: str) -> None:

@@ -24,6 +24,9 @@ from typing import Any
 
 import uvicorn
 
+from policy_server.http_server.socket_file import SocketFile
+from policy_server.http_server.workers import Worker
+
 __all__ = ["accept_clients", "end_listening_first"]
 
 logger = logging.getLogger(__name__)
@@ -49,11 +52,11 @@ def accept_clients(listeners: Iterable[socket.socket]) -> None:
 
 def end_listening_first(
     running: uvicorn.Server,
-    is_last: Callable[[], bool] = lambda: True,
+    worker: Worker | None = None,
     *,
     on_ending: Callable[[], None] = lambda: None,
     drain_s: float = 0.0,
-) -> None:
+) -> Callable[[], None]:
     """Take what lies in the queues before uvicorn hears of SIGINT, SIGTERM or SIGHUP.
 
     SIGHUP, which uvicorn would end by without answering, is to it a SIGTERM.
@@ -63,13 +66,19 @@ def end_listening_first(
 
     Args:
         running: the uvicorn of this process; no other program takes clients from its sockets.
-        is_last: returns whether no other worker takes clients from them any more. One that is
-            started later calls `accept_clients`.
+        worker: this process among several, of which the last one has clients refused; None where
+            it is alone. One that is started later calls `accept_clients`.
         on_ending: is called at the first signal, before anything ends.
         drain_s: for how long clients are still taken after a SIGTERM, in seconds.
+
+    Returns:
+        A function to call when uvicorn has stopped listening, and all requests are answered.
     """
-    if threading.current_thread() is threading.main_thread():
-        _EndOfListening(running, is_last, on_ending, drain_s).hear()
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+    ending = _EndOfListening(running, worker, on_ending, drain_s)
+    ending.hear()
+    return ending.put_back
 
 
 class _EndOfListening:
@@ -78,20 +87,25 @@ class _EndOfListening:
     def __init__(
         self,
         running: uvicorn.Server,
-        is_last: Callable[[], bool],
+        worker: Worker | None,
         on_ending: Callable[[], None],
         drain_s: float,
     ) -> None:
         self._running = running
-        self._is_last = is_last
+        self._worker = worker
         self._on_ending = on_ending
         self._drain_s = drain_s
         self._loop = asyncio.get_running_loop()
         self._noting: dict[int, Any] = {}
         self._has_come = self._is_noted = False
+        # Those that are given, such as systemd's, are not this server's to end.
+        self._is_given = running.config.fd is not None
+        self._file: SocketFile | None = None
+        self._listener: socket.socket | None = None
 
     def hear(self) -> None:
         """Hear of signals in place of uvicorn."""
+        self._find_file()
         for number in (signal.SIGINT, signal.SIGTERM):
             self._noting[number] = signal.signal(number, self._hear)
         # By a terminal that closes; where it is ignored (`nohup`), it stays so.
@@ -116,11 +130,51 @@ class _EndOfListening:
             logger.info("draining", extra={"seconds": drain_s})
         self._loop.call_later(drain_s, self._refuse, number)
 
+    def _find_file(self) -> None:
+        """Find the file of a UNIX socket: that of the supervisor, or uvicorn's once it listens."""
+        config = self._running.config
+        path, notify = config.uds, config.callback_notify
+        if path is None or self._is_given:
+            return
+        if self._worker is not None:
+            self._file = SocketFile(path, supervisor=self._worker.supervisor)
+            return
+
+        async def find() -> None:
+            self._file = SocketFile(path)
+            config.callback_notify = notify
+            if notify is not None:
+                await notify()
+
+        # uvicorn calls it first when it listens.
+        config.callback_notify = find
+
     def _refuse(self, number: int) -> None:
-        for server in self._running.servers if self._is_last() else ():
-            for known in server.sockets:
-                _refuse_clients(known.fileno())
+        is_last = self._worker is None or self._worker.stop_serving()
+        if is_last and not self._is_given:
+            for server in self._running.servers:
+                for known in server.sockets:
+                    _refuse_clients(known.fileno())
+            self._leave_file()
         self._loop.call_later(_QUEUE_S, self._end, number)
+
+    def _leave_file(self) -> None:
+        if self._file is None:
+            return
+        if self._worker is not None and self._worker.has_supervisor():
+            [known, *_] = self._running.servers[0].sockets
+            self._listener = socket.socket(fileno=os.dup(known.fileno()))
+            self._file.put_aside()
+        else:
+            self._file.remove()
+            # uvicorn would remove the file of the next server there.
+            self._running.config.uds = None
+
+    def put_back(self) -> None:
+        """Leave the file of a UNIX socket to the supervisor, for its end or its next workers."""
+        if self._file is not None and self._listener is not None:
+            with self._listener:
+                self._file.put_back(self._listener)
 
     def _end(self, number: int) -> None:
         # A second signal may have come first: uvicorn takes SIGINT behind another one for haste.
@@ -129,6 +183,9 @@ class _EndOfListening:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._is_noted = True
+        if self._worker is None:
+            # A second signal comes before its time.
+            self._leave_file()
         noted = self._noting[number]
         if callable(noted):
             noted(number, frame)
@@ -141,6 +198,6 @@ def _refuse_clients(descriptor: int) -> None:
     """
     code = ctypes.create_string_buffer(_DROP_ALL)
     program = struct.pack("HL", 1, ctypes.addressof(code))
-    # A UNIX socket has no packets, and other systems no such filter.
+    # A UNIX socket has no packets (see `socket_file`), and other systems no such filter.
     with socket.socket(fileno=os.dup(descriptor)) as listener, suppress(OSError):
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

@@ -74,8 +74,13 @@ class HttpServer:
     @property
     def port(self) -> int | None:
         """Return the port that it will open by itself; None where it opens none."""
-        is_given = bool(self.sockets) or self.config.fd is not None or self.config.uds is not None
-        return None if is_given else self.config.port
+        is_own_port = self.has_own_sockets and self.config.uds is None
+        return self.config.port if is_own_port else None
+
+    @property
+    def has_own_sockets(self) -> bool:
+        """Return whether it opens its port or UNIX socket by itself."""
+        return not self.sockets and self.config.fd is None
 
     @property
     def is_supervised(self) -> bool:

@@ -81,27 +81,29 @@ class WebProcess:
 
     def note_serving(
         self, *, on_ending: Callable[[], None] = lambda: None, drain_s: float = 0.0
-    ) -> None:
+    ) -> Callable[[], None]:
         """Note that this process serves, and how its listening ends; called from the lifespan.
 
         Args:
             on_ending: is called at the first signal that ends uvicorn.
             drain_s: for how long clients are still taken after a SIGTERM, in seconds.
+
+        Returns:
+            A function to call when all requests are answered.
         """
         worker, server = self.worker, self.server
         if worker is not None:
             worker.note_serving()
         running = None if server is None else server.running
         if server is None or running is None:
-            return
-        if worker is None:
-            # Sockets that another program has opened may be its other children's too.
-            if server.port is not None:
-                end_listening_first(running, on_ending=on_ending, drain_s=drain_s)
-        elif server.is_supervised:
+            return _do_nothing
+        if worker is not None and server.is_supervised:
             worker.end_with_supervisor()
             accept_clients(server.sockets)
-            end_listening_first(running, worker.stop_serving, on_ending=on_ending, drain_s=drain_s)
+        elif worker is not None or not server.has_own_sockets:
+            # Sockets that another program has opened may be its other children's too.
+            return _do_nothing
+        return end_listening_first(running, worker, on_ending=on_ending, drain_s=drain_s)
 
     def end_all(self, *, reason: str = "") -> None:
         """End uvicorn's supervisor too, since its next worker could not serve either.
@@ -126,3 +128,7 @@ class WebProcess:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.worker.end_all(uds=self.server.config.uds)
         self.worker.leave()
+
+
+def _do_nothing() -> None:
+    """Do nothing: this process does not end its listening by itself."""

@@ -33,6 +33,7 @@ class Worker:
     """This web process, one of several that `uvicorn --workers N` started.
 
     Attributes:
+        supervisor: the id of the process that started it.
         folder: shared by all workers of one uvicorn; the last one that leaves removes it.
         is_first: whether this worker was there before any other.
     """
@@ -46,9 +47,9 @@ class Worker:
         parent = parent_process()
         assert parent is not None, "a worker has a supervisor"
         assert parent.pid is not None, "it was started"
-        self._parent: int = parent.pid
+        self.supervisor: int = parent.pid
         self._parents_end = parent.sentinel
-        shared = share_folder(_PURPOSE, parent=self._parent)
+        shared = share_folder(_PURPOSE, parent=self.supervisor)
         self.folder, self.is_first = shared.path, shared.is_new
 
     def note_serving(self) -> None:
@@ -69,6 +70,10 @@ class Worker:
 
         loop.add_reader(self._parents_end, end)
 
+    def has_supervisor(self) -> bool:
+        """Return whether the process that started this one still runs."""
+        return os.getppid() == self.supervisor
+
     def stop_serving(self) -> bool:
         """Note that this worker serves no more; return whether it was the last one that did."""
         (self.folder / f"{_SERVING}{os.getpid()}").unlink(missing_ok=True)
@@ -77,7 +82,7 @@ class Worker:
     def has_serving_siblings(self) -> bool:
         """Return whether another worker serves."""
         pids = (int(path.name.removeprefix(_SERVING)) for path in self.folder.glob(f"{_SERVING}*"))
-        return any(pid != os.getpid() and _is_worker_of(self._parent, pid) for pid in pids)
+        return any(pid != os.getpid() and _is_worker_of(self.supervisor, pid) for pid in pids)
 
     def leave(self) -> None:
         """Remove the workers' folder, if this worker is the last one in it."""
@@ -97,12 +102,12 @@ class Worker:
         Args:
             uds: the UNIX socket that the supervisor opened, which it would have removed.
         """
-        if os.getppid() != self._parent:
+        if not self.has_supervisor():
             return
-        os.kill(self._parent, signal.SIGTERM)
+        os.kill(self.supervisor, signal.SIGTERM)
         try:
             # Another worker that has left may have removed the folder.
-            share_folder(_PURPOSE, parent=self._parent)
+            share_folder(_PURPOSE, parent=self.supervisor)
             (self.folder / _LAST_WORD).touch(exist_ok=False)
         except (OSError, SettingsError):
             # Another worker fails too, and is the one that ends the supervisor.
@@ -113,12 +118,12 @@ class Worker:
         if uds is not None:
             Path(uds).unlink(missing_ok=True)
         (self.folder / _LAST_WORD).unlink(missing_ok=True)
-        if os.getppid() == self._parent:
-            os.kill(self._parent, _FATAL)
+        if self.has_supervisor():
+            os.kill(self.supervisor, _FATAL)
 
     def _has_other_workers(self) -> bool:
         return any(
-            pid != os.getpid() and _is_worker_of(self._parent, pid)
+            pid != os.getpid() and _is_worker_of(self.supervisor, pid)
             for pid in (int(path.name) for path in Path("/proc").glob("[0-9]*"))
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,26 @@ def test_socket_in_a_folder_that_is_missing_is_refused() -> None:
     for options, environment in (({"uds": "no/s"}, {}), ({}, {"UVICORN_UDS": "no/s"})):
         with pytest.raises(SettingsError, match="--uds: no/s can't be used: No such file"):
             check_serving_files(options, environment)
+
+
+def test_unix_socket_of_a_killed_server_is_removed() -> None:
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind("s")
+
+    check_serving_files({"uds": "s", "workers": 2}, {})
+
+    assert not Path("s").exists()
+
+
+@pytest.mark.parametrize("place", ["a server", "a file"])
+def test_unix_socket_that_is_no_killed_servers_stays(place: str) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        if place == "a file":
+            Path("s").touch()
+        else:
+            other.bind("s")
+
+        with pytest.raises(SettingsError, match="--uds: s can't be used"):
+            check_serving_files({"uds": "s"}, {})
+
+        assert Path("s").exists()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 from tests.support.folders import EXPORTS
 from tests.support.library_policies import cases_of
 from tests.support.server_processes import KEY
+from tests.support.unix_sockets import UnixConnection
 
 __all__ = [
     "CLIENTS",
@@ -112,12 +114,8 @@ class Client:
 
     def __init__(self, load: Load) -> None:
         """Own the connection, until `close`."""
-        address = urlsplit(load.url)
-        assert address.hostname is not None
         self._load = load
-        self._connection = http.client.HTTPConnection(
-            address.hostname, address.port, timeout=_TIMEOUT_S
-        )
+        self._connection = _connection_to(load)
 
     def close(self) -> None:
         """End the connection."""
@@ -168,6 +166,7 @@ class Load:
         clients: how many ask.
         sent: the requests, in the order of their answers.
         is_over: tells the clients to end.
+        uds: the server's UNIX socket, in place of the host and port; None for TCP.
     """
 
     url: str
@@ -175,6 +174,7 @@ class Load:
     clients: int = CLIENTS
     sent: list[Asked] = field(default_factory=list)
     is_over: threading.Event = field(default_factory=threading.Event)
+    uds: Path | None = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -200,6 +200,14 @@ class Load:
     def go_on(self, client: Client) -> None:
         """Ask the next question."""
         client.ask(self.questions[len(self.sent) % len(self.questions)])
+
+
+def _connection_to(load: Load) -> http.client.HTTPConnection:
+    if load.uds is not None:
+        return UnixConnection(load.uds, timeout=_TIMEOUT_S)
+    address = urlsplit(load.url)
+    assert address.hostname is not None
+    return http.client.HTTPConnection(address.hostname, address.port, timeout=_TIMEOUT_S)
 
 
 @dataclass

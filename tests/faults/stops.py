@@ -55,6 +55,25 @@ def _stopping(
 
 
 @contextmanager
+def _stopping_at_unix_socket(folder: Path, *, workers: int) -> Iterator[Scene]:
+    """Serve requests at a UNIX socket, until SIGTERM."""
+    home, path = compiled_home_of(EXPORT, folder / "home"), temporary(folder) / "s"
+    environment = _environment(folder, "local")
+    starting = started_server(
+        *(home, "--workers", str(workers)), environment=environment, bind=f"--uds {path}"
+    )
+    with starting as server:
+        server.child.wait_until(
+            lambda: server.output().count("startup complete") == workers,
+            timeout_s=_START_TIMEOUT_S,
+        )
+        load = Load(server.url, modes(), uds=path)
+        yield Scene(
+            server, {"": load}, partial(_signal, server, _TERM, is_to_all=False), is_last=True
+        )
+
+
+@contextmanager
 def _starting_again(
     folder: Path, *, backend: str, workers: int = 1, is_parent_alone: bool = False
 ) -> Iterator[Scene]:
@@ -134,6 +153,13 @@ FAULTS = {
     "term": _stop("SIGTERM", _TERM, "ray"),
     "term-local": _stop("SIGTERM, BACKEND=local", _TERM, "local"),
     "term-workers": _stop("SIGTERM, two web processes", _TERM, "ray", 2),
+    "term-uds": Fault(
+        "SIGTERM, UNIX socket, BACKEND=local", partial(_stopping_at_unix_socket, workers=1)
+    ),
+    "term-uds-workers": Fault(
+        "SIGTERM, UNIX socket, two web processes, BACKEND=local",
+        partial(_stopping_at_unix_socket, workers=2),
+    ),
     "term-all": _stop("SIGTERM to Ray's processes too", _TERM, "ray", is_to_all=True),
     "term-all-workers": _stop(
         "SIGTERM to two web processes, their parent and Ray's", _TERM, "ray", 2, is_to_all=True

@@ -120,13 +120,21 @@ def test_port_that_uvicorn_was_to_choose_is_chosen() -> None:
     assert str(server.config.port) in server.address().url
 
 
-def test_unix_socket_that_another_server_answers_at_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["listening", "not yet", "full"])
+def test_unix_socket_that_another_server_has_is_refused(tmp_path: Path, state: str) -> None:
     path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as other:
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as client:
         other.bind(path)
-        other.listen()
-        with pytest.raises(SettingsError, match="another server answers there"):
+        if state != "not yet":
+            other.listen(0 if state == "full" else 8)
+        if state == "full":
+            client.connect(path)
+        with pytest.raises(SettingsError) as caught:
             server_of(uds=path).claim()
+
+    assert caught.value.message == (
+        f"--uds: {path} can't be used: another server has it; stop that, or choose another path"
+    )
 
     # What a server that died left behind.
     server_of(uds=path).claim()

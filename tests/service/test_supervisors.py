@@ -6,9 +6,13 @@ import http.client
 import json
 import os
 import signal
+import socket
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,16 +22,20 @@ from tests.support.folders import EXPORTS, ROOT
 from tests.support.processes import command_line, descendants, is_running, run
 from tests.support.server_processes import (
     KEY,
+    Server,
     compiled_home_of,
     home_of,
     running_server,
     started_server,
 )
 from tests.support.servers import free_port
+from tests.support.unix_sockets import UnixConnection
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.service
 
+START_TIMEOUT_S = 150.0
+SERVING = "Application startup complete"
 CASES = json.loads((EXPORTS / "ppo_discrete" / "cases.json").read_text())
 REASON = "saved_model.zip: not found"
 IN_A_CHILD = """
@@ -57,6 +65,38 @@ if __name__ == "__main__":
     uvicorn.run("app:app", port={port}, workers=2)
     print("uvicorn ended")
 """
+
+
+@contextmanager
+def at_unix_socket(
+    home: Path,
+    path: Path,
+    workers: int,
+    **options: Any,  # noqa: ANN401 -- those of `started_server`
+) -> Iterator[Server]:
+    """Serve at a UNIX socket."""
+    arguments = [] if workers == 1 else ["--workers", str(workers)]
+    environment = {"POLICY_SERVER_BACKEND": "local"}
+    with started_server(
+        home, *arguments, environment=environment, bind=f"--uds {path}", **options
+    ) as server:
+        server.child.wait_until(
+            lambda: server.output().count(SERVING) == workers, timeout_s=START_TIMEOUT_S
+        )
+        wait_until(lambda: ready_at(path) == httpx.codes.OK)
+        yield server
+
+
+def ready_at(path: Path) -> int:
+    """Return the status of `/readyz`; 0 where nobody listens yet."""
+    link = UnixConnection(path, timeout=30)
+    try:
+        link.request("GET", "/readyz")
+        return link.getresponse().status
+    except OSError:
+        return 0
+    finally:
+        link.close()
 
 
 def home_without_policy(folder: Path) -> Path:
@@ -174,6 +214,83 @@ def test_sigterm_loses_no_request_of_clients_that_connect_again(
         assert lost == []
         assert {*answered} == {httpx.codes.OK}
         assert server.process.wait(60) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("workers", "number"),
+    [(1, signal.SIGTERM), (2, signal.SIGTERM), (1, signal.SIGINT)],
+    ids=["alone", "workers", "interrupted"],
+)
+def test_stop_loses_no_request_at_a_unix_socket_and_leaves_no_file(
+    tmp_path: Path, workers: int, number: signal.Signals
+) -> None:
+    home = compiled_home_of("ppo_discrete", tmp_path / "home")
+    body = json.dumps(CASES[0]["observation"])
+    path = tmp_path / "s"
+    with at_unix_socket(home, path, workers) as server:
+        answered: list[int] = []
+
+        def ask() -> Exception | None:
+            """Ask, each time by another connection, until none is taken any more."""
+            while True:
+                link = UnixConnection(path, timeout=30)
+                try:
+                    link.connect()
+                except (ConnectionRefusedError, FileNotFoundError):
+                    return None
+                try:
+                    link.request("POST", "/predict", body, {"access-token": KEY})
+                    answered.append(link.getresponse().status)
+                except (OSError, http.client.HTTPException) as error:
+                    return error
+                finally:
+                    link.close()
+
+        with ThreadPoolExecutor(16) as pool:
+            asking = [pool.submit(ask) for _ in range(16)]
+            wait_until(lambda: len(answered) >= 80)
+            server.process.send_signal(number)
+        lost = [reason for future in asking if (reason := future.result()) is not None]
+
+        assert lost == []
+        assert {*answered} == {httpx.codes.OK}
+        assert server.process.wait(60) in (0, -number)
+    assert [found.name for found in tmp_path.iterdir()] == ["home"]
+
+
+def test_unix_socket_is_free_when_the_workers_have_ended_with_their_supervisor(
+    tmp_path: Path,
+) -> None:
+    home, path = compiled_home_of("ppo_discrete", tmp_path / "home"), tmp_path / "s"
+    with at_unix_socket(home, path, 2) as server:
+        workers = descendants(server.process.pid)
+        server.process.kill()
+        wait_until(lambda: not any(map(is_running, workers)))
+
+        assert not path.exists()
+
+
+def test_workers_that_are_replaced_go_on_listening_at_a_unix_socket(tmp_path: Path) -> None:
+    home, path = compiled_home_of("ppo_discrete", tmp_path / "home"), tmp_path / "s"
+    with at_unix_socket(home, path, 2) as server:
+        for pid in descendants(server.process.pid):
+            if "spawn" in command_line(pid):
+                os.kill(pid, signal.SIGTERM)
+        server.child.wait_until(lambda: server.output().count("Finished server process") == 2)
+        server.child.wait_until(lambda: server.output().count(SERVING) == 4)
+
+        assert {ready_at(path) for _ in range(8)} == {httpx.codes.OK}
+        assert [found.name for found in tmp_path.iterdir() if found.name != "home"] == ["s"]
+
+
+def test_command_starts_workers_over_the_unix_socket_of_a_killed_server(tmp_path: Path) -> None:
+    home, path = compiled_home_of("ppo_discrete", tmp_path / "home"), tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+
+    command = (sys.executable, "generate.py", "serve")
+    with at_unix_socket(home, path, 2, command=command):
+        assert ready_at(path) == httpx.codes.OK
 
 
 def test_workers_end_with_their_supervisor_and_the_next_server_has_the_port(
