@@ -266,7 +266,7 @@ class RayBackend:
         """Answer a call by a connection, or by Ray Serve; see `Suspects.check`."""
         suspicion = self._suspects.check(inputs)
         if self._direct is not None:
-            if suspicion:
+            if suspicion and not self._direct.is_connected:
                 await self._wait_to_be_connected(self._direct, suspicion)
             if self._direct.is_connected:
                 with suppress(FrameError):
@@ -283,8 +283,6 @@ class RayBackend:
         this one that ended the replica, and a stand-in would end this process. One that was not
         waits for some seconds, or until a stand-in may answer it.
         """
-        if direct.is_connected:
-            return
         was_computed = suspicion >= Suspicion.COMPUTED
         until = time.monotonic() + _CONNECTED_WITHIN_S
         while not direct.is_connected:
