@@ -99,10 +99,6 @@ class Process:
         """Return whether it has not ended; one that nobody has waited for yet has ended."""
         return beginning_of(self.pid) == self.beginning and _state_of(self.pid) != "Z"
 
-    def is_stopped(self) -> bool:
-        """Return whether a signal has stopped it; one under a debugger is not."""
-        return self.is_running() and _state_of(self.pid) == "T"
-
     def signal(self, number: int) -> None:
         """Send it a signal, unless it has ended.
 

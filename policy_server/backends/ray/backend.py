@@ -32,8 +32,10 @@ logger = logging.getLogger(__name__)
 
 _READY_TIMEOUT_S = 2.0
 _HEARING_S = 0.2
-# How long a call that may have ended a replica waits for a connection.
+# How long a call that a replica had when it ended waits for a connection.
 _CONNECTED_WITHIN_S, _CONNECTED_PERIOD_S = 5.0, 0.02
+# How much later than others a call is asked of a new replica that may hold it up, or end it.
+_BEHIND_OTHERS_S = 0.2
 # How often a call is made that replicas lose: without connections, nobody knows whether it is to
 # blame.
 _MOST_TRIES, _MOST_TRIES_BY_SERVE = 10, 3
@@ -169,19 +171,12 @@ class RayBackend:
             except ConnectionLostError:
                 self._suspects.suspect(inputs, was_computed=False)
             except PolicyHangsError:
-                if not self._may_ask_apart(inputs):
+                if len(inputs) == 1:
                     raise
+                # Each row is asked again for itself: the policy may hang at one of them alone.
             except FrameError:
                 pass
         return await self._infer_by(until, inputs)
-
-    def _may_ask_apart(self, inputs: PolicyInputs) -> bool:
-        """Return whether the rows of a call that has hung are asked again, each for itself.
-
-        The one at which the policy hangs holds up one more replica, for less time: where there is
-        only one, it would keep all others waiting twice as long.
-        """
-        return len(inputs) > 1 and self._replicas > 1
 
     async def _infer_by(self, until: float, inputs: PolicyInputs) -> PolicyOutputs:
         """Answer a call that has no connection, or has lost it, until a time of the event loop."""
@@ -220,7 +215,7 @@ class RayBackend:
             if isinstance(outcome, ConnectionLostError):
                 self._suspects.suspect(inputs, was_computed=False)
                 answered(None)
-            elif isinstance(outcome, PolicyHangsError) and self._may_ask_apart(inputs):
+            elif isinstance(outcome, PolicyHangsError) and len(inputs) > 1:
                 answered(None)
             else:
                 answered(outcome)
@@ -271,7 +266,7 @@ class RayBackend:
         """Answer a call by a connection, or by Ray Serve; see `Suspects.check`."""
         suspicion = self._suspects.check(inputs)
         if self._direct is not None:
-            if suspicion:
+            if suspicion and not self._direct.is_connected:
                 await self._wait_to_be_connected(self._direct, suspicion)
             if self._direct.is_connected:
                 with suppress(FrameError):
@@ -282,20 +277,21 @@ class RayBackend:
         return await self._call_by_serve(inputs)
 
     async def _wait_to_be_connected(self, direct: DirectCalls, suspicion: Suspicion) -> None:
-        """Wait for a connection, for some seconds.
+        """Wait for a connection.
 
-        Ray Serve would not tell whether it was this call that ended the replica. A stand-in may
-        answer a call that was not computed, and would end this process for one that was.
+        A call that was computed waits as long as it may: Ray Serve would not tell whether it was
+        this one that ended the replica, and a stand-in would end this process. One that was not
+        waits for some seconds, or until a stand-in may answer it.
         """
+        was_computed = suspicion >= Suspicion.COMPUTED
         until = time.monotonic() + _CONNECTED_WITHIN_S
         while not direct.is_connected:
-            if self._stand_in is None:
-                is_over = time.monotonic() > until
-            else:
-                is_over = suspicion == Suspicion.HAD
-            if is_over:
+            is_over = self._stand_in is not None or time.monotonic() > until
+            if is_over and not was_computed:
                 return
             await asyncio.sleep(_CONNECTED_PERIOD_S)
+        if was_computed:
+            await asyncio.sleep(_BEHIND_OTHERS_S)
 
     async def _call_by_serve(self, inputs: PolicyInputs) -> PolicyOutputs:
         while True:

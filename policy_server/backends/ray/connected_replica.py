@@ -18,7 +18,7 @@ from policy_server.backends.ray.call_frames import (
     outputs_of,
 )
 from policy_server.backends.ray.call_notes import NotedCall
-from policy_server.backends.ray.call_progress import CallProgress
+from policy_server.backends.ray.call_progress import CallProgress, Standstill
 from policy_server.backends.ray.replica_line import ReplicaLine
 from policy_server.backends.ray.replica_list import ReplicaAddress
 from policy_server.backends.ray_processes import Process, UseOf, use_of
@@ -74,7 +74,9 @@ class ConnectedReplica:
         self._calls: dict[int, AskedCall] = {}
         self._withdrawn: dict[int, float] = {}
         self._note: NotedCall | None = None
+        self._use_of = use_of
         self._progress = CallProgress(use_of)
+        self._standstill = Standstill()
         self._pinged_at = math.inf
         self._pulse: asyncio.Future[None] | None = None
         self.heard_at = -math.inf
@@ -179,20 +181,26 @@ class ConnectedReplica:
             self._pinged_at = now
             self._short.send(bare_frame(FrameKind.PING, _NO_CALL))
 
-    def end_if_stopped(self) -> None:
+    def end_if_stopped(self, now: float, *, after_s: float) -> None:
         """Kill its process if it is one of this machine that a signal has stopped (SIGSTOP).
 
         Nothing else would end it for a minute and more: Ray Serve asks three times for half a
         minute each, and the replica's own watch is stopped too.
+
+        Args:
+            now: the time, by `time.monotonic`.
+            after_s: for how long it has to be found stopped, in seconds.
         """
         pid = self._short.process
-        if pid is None or self.was_stopped or not (process := Process.of(pid)).is_stopped():
+        if pid is None or self.was_stopped:
+            return
+        if self._standstill.seconds(self._use_of(pid), now) < after_s:
             return
         self.was_stopped = True
         logger.error(
             "replica_stands_still", extra={"replica": self.address.replica, "replica_pid": pid}
         )
-        process.kill()
+        Process.of(pid).kill()
 
     def pulse(self) -> asyncio.Future[None]:
         """Ping it though it is not late, and return a future that ends with its answer.
@@ -233,6 +241,7 @@ class ConnectedReplica:
             self._forget(number)
             return
         self._pinged_at = math.inf
+        self._standstill.end()
         if self._pulse is not None and not self._pulse.done():
             self._pulse.set_result(None)
 

@@ -43,8 +43,8 @@ _STILL_S = 0.25
 _PATIENCE = 4.0
 # A replica that ends after it was still for so long has hung.
 _HUNG_S = 1.0
-# One that owes a call, and has been still for so long, may be stopped, and be so for good.
-_STOPPED_S = 7.0
+# One that owes a call, and was found stopped by a signal for so long, may be so for good.
+_STOPPED_S = 3.0
 
 logger = logging.getLogger(__name__)
 
@@ -277,8 +277,8 @@ class DirectCalls:
         call.look_at = now + _LOOK_AGAIN_S
         for replica in call.replicas:
             replica.ping(now)
-            if replica.is_still_since(now - _STOPPED_S):
-                replica.end_if_stopped()
+            if replica.is_still_since(now - _STILL_S):
+                replica.end_if_stopped(now, after_s=_STOPPED_S)
         # The next replica would hang too at an observation at which the policy hangs.
         if call.is_alone or any(replica.computes(call) for replica in call.replicas):
             return

@@ -49,7 +49,8 @@ class CallWatch:
 
         Args:
             limit: how long a call may take.
-            look_every_s: how much later than that the end comes at most, in seconds.
+            look_every_s: how much later than that the end comes at most, in seconds. That of a call
+                apart comes on time.
         """
         self._limit = limit
         self._look_every_s = look_every_s
@@ -58,7 +59,7 @@ class CallWatch:
         """Watch the event loop until cancelled."""
         try:
             while True:
-                self._arm(self._limit.least_s)
+                self._arm(self._limit.least_s + self._look_every_s)
                 await asyncio.sleep(self._look_every_s)
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -74,19 +75,18 @@ class CallWatch:
         if is_apart:
             self._arm(SHARE_APART * allowed_s)
         elif allowed_s > self._limit.least_s:
-            self._arm(allowed_s)
+            self._arm(allowed_s + self._look_every_s)
 
     def end_apart(self) -> None:
         """Allow the next call as much time as ever: it may come before the event loop looks."""
-        self._arm(self._limit.least_s)
+        self._arm(self._limit.least_s + self._look_every_s)
 
     def observe(self, rows: int, seconds: float) -> None:
         """Learn from a call that was answered; see `CallLimit.observe`."""
         self._limit.observe(rows, seconds)
 
     def _arm(self, seconds: float) -> None:
-        limit_s = seconds + self._look_every_s
-        faulthandler.dump_traceback_later(limit_s, file=_STDERR, exit=True)
+        faulthandler.dump_traceback_later(seconds, file=_STDERR, exit=True)
 
 
 def bound_memory(call_memory_bytes: int) -> None:

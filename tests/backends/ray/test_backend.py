@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ray.exceptions import ActorDiedError
 
+from policy_server.backends.ray import backend as ray_backend
 from policy_server.backends.ray import direct_calls
 from policy_server.backends.ray.backend import RayBackend
 from policy_server.backends.ray.serve_handle import Handle
@@ -20,11 +21,10 @@ from policy_server.errors import (
     NotReadyError,
     OverloadedError,
     PolicyFailedError,
-    PolicyHangsError,
     PolicyServerError,
 )
 from policy_server.policy import PolicyInputs, PolicyOutputs
-from tests.support.call_replicas import Infer, Replicas, doubled, inputs_of
+from tests.support.call_replicas import Infer, Replicas, doubled, inputs_of, number_in
 from tests.support.fakes import components_of, signature_of, summing_backend
 from tests.support.waiting import turns, until
 
@@ -471,42 +471,15 @@ async def _outcome(backend: RayBackend, inputs: PolicyInputs) -> PolicyOutputs |
 
 
 @pytest.mark.parametrize("is_sent", [False, True], ids=["asked", "sent"])
-async def test_observations_of_a_call_at_which_a_replica_hung_are_asked_alone_from_then_on(
-    is_sent: bool,  # noqa: FBT001 -- a parameter
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(direct_calls, "_HUNG_S", 0.05)
-    async with connected(doubled, 1) as (backend, _, replicas, _):
-        await backend.infer(inputs_of(1))
-        replicas.threads[0].freeze()
-        told = asyncio.get_running_loop().create_future()
-        if is_sent:
-            assert backend.send(inputs_of(3, rows=2), told.set_result, within_s=60)
-        else:
-            asking = asyncio.gather(backend.infer(inputs_of(3, rows=2)), return_exceptions=True)
-            asking.add_done_callback(lambda asked: told.set_result(asked.result()[0]))
-        await asyncio.sleep(0.2)
-        replicas.listed.clear()
-        replicas.threads[0].end_without_answers()
-        outcome = await told
-
-        # It goes by a task from here on, which asks each alone.
-        is_sent_again = backend.send(inputs_of(3), lambda _: None, within_s=60)
-        with pytest.raises(PolicyFailedError, match="took too long for one of 2 observations"):
-            await backend.infer(inputs_of(3, rows=2))
-
-    assert isinstance(outcome, PolicyHangsError)
-    assert not is_sent_again
-
-
-@pytest.mark.parametrize("is_sent", [False, True], ids=["asked", "sent"])
+@pytest.mark.parametrize("count", [1, 2], ids=["one replica", "two replicas"])
 async def test_those_asked_with_one_at_which_a_replica_hung_are_answered_by_another(
+    count: int,
     is_sent: bool,  # noqa: FBT001 -- a parameter
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(direct_calls, "_HUNG_S", 0.05)
     inputs = inputs_of(1, rows=2)
-    async with connected(doubled, 2) as (backend, _, replicas, _):
+    async with connected(doubled, count) as (backend, _, replicas, _):
         # So it knows when a call is late.
         await backend.infer(inputs_of(2))
         for thread in replicas.threads:
@@ -525,11 +498,67 @@ async def test_those_asked_with_one_at_which_a_replica_hung_are_answered_by_anot
             thread.end_without_answers()
         # What is sent becomes a task, which asks all at once first.
         outcome = await (asking or _told_as_task(told, backend, inputs))
+        is_sent_again = backend.send(inputs.part(0, 1), lambda _: None, within_s=60)
         alone = [await backend.infer(inputs.part(index, index + 1)) for index in range(2)]
 
     assert isinstance(outcome, PolicyFailedError)
+    assert not is_sent_again
     assert "took too long for one of 2 observations" in str(outcome)
     assert [outputs.actions.tolist() for outputs in alone] == [DOUBLED[1:]] * 2
+
+
+async def test_observation_at_which_a_replica_may_have_hung_waits_for_a_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct_calls, "_HUNG_S", 0.05)
+    monkeypatch.setattr(ray_backend, "_CONNECTED_WITHIN_S", 0.0)
+    async with connected(doubled, 1) as (backend, handle, replicas, lost):
+        await _hung(backend, replicas, lost, number=3)
+        suspected = asyncio.create_task(backend.infer(inputs_of(3)))
+        # Ray Serve answers others meanwhile, and would not tell which call its replica computes.
+        other = await backend.infer(inputs_of(1))
+        asked_by_serve = handle.asked
+        replicas.add(doubled, "next")
+        answer = await suspected
+
+    assert other is ANSWER
+    assert asked_by_serve == handle.asked == 1
+    assert number_in(answer) == 6
+
+
+async def test_observation_at_which_a_replica_may_have_hung_comes_behind_those_that_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct_calls, "_HUNG_S", 0.05)
+    async with connected(doubled, 1) as (backend, _, replicas, lost):
+        await _hung(backend, replicas, lost, number=3, behind=5)
+        suspected = asyncio.create_task(backend.infer(inputs_of(3)))
+        await turns()
+        other = asyncio.create_task(backend.infer(inputs_of(5)))
+        next_one = replicas.add(doubled, "next")
+        await asyncio.gather(suspected, other)
+
+    assert [asked.observations[0, 0] for asked in next_one.asked] == [5, 3]
+
+
+async def _hung(
+    backend: RayBackend,
+    replicas: Replicas,
+    lost: list[None],
+    *,
+    number: float,
+    behind: float | None = None,
+) -> None:
+    """Have the only replica hang at a number, maybe with another one behind it, and end."""
+    await backend.infer(inputs_of(2))
+    replicas.threads[0].freeze()
+    for asked in (number, behind):
+        if asked is not None:
+            assert backend.send(inputs_of(asked), lambda _: None, within_s=60)
+    await asyncio.sleep(0.2)
+    replicas.listed.clear()
+    replicas.threads[0].end_without_answers()
+    await until(lambda: lost)
 
 
 async def _told_as_task(

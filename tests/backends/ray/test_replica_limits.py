@@ -60,7 +60,7 @@ def test_call_that_is_asked_again_may_take_less_and_the_next_one_as_much_as_ever
     watch.end_apart()
     watch.begin(1)
 
-    assert ends_after == [5.0, 11.0]
+    assert ends_after == [4.0, 11.0]
 
 
 def test_process_whose_calls_are_short_goes_on() -> None:
