@@ -1,6 +1,7 @@
 """Four times what a server can do, over HTTP: `python -m benchmarks.overload [SECONDS]`.
 
-Two servers are asked (`benchmarks.apps.paced`): one whose policy takes 2 ms a row, and one whose
+Two servers are asked (`benchmarks.apps.paced`): one whose policy takes 2 ms a row, by single
+observations and by batches of ten, and one whose
 observations have 20,000 numbers, which take the web process about as long to read; how many of them
 it answers a second is measured first. Requests come at an even pace, whether others were answered
 or not, each on a connection that waits for no other answer. Some clients give up after a moment and
@@ -40,7 +41,8 @@ _MAX_WAIT_S = 0.1
 _PAUSE_S = 1.0
 _START_TIMEOUT_S = 60.0
 _MEGABYTE = 1e6
-_HEAD = b"POST /predict_raw HTTP/1.1\r\nhost: server\r\ncontent-length: %d\r\n\r\n"
+_BATCH_ROWS = 10
+_HEAD = b"POST %b HTTP/1.1\r\nhost: server\r\ncontent-length: %d\r\n\r\n"
 # How long the pace of a server is measured whose speed is the machine's.
 _PACE_S = 3.0
 
@@ -54,21 +56,36 @@ class _Load:
         app: the name of the application's factory.
         request: each request, whole.
         per_second: how many the server can answer a second; None where that is the machine's.
+        own_s: how long the policy takes for a request, where the bound is of the wait before that.
     """
 
     limit: str
     app: str
     request: bytes
     per_second: float | None = None
+    own_s: float = 0.0
 
 
 def _request(numbers: int) -> bytes:
     body = b'{"obs": [%b]}' % b",".join([b"1"] * numbers)
-    return _HEAD % len(body) + body
+    return _HEAD % (b"/predict_raw", len(body)) + body
+
+
+def _batch(numbers: int) -> bytes:
+    row = b'{"obs": [%b]}' % b",".join([b"1"] * numbers)
+    body = b"[%b]" % b",".join([row] * _BATCH_ROWS)
+    return _HEAD % (b"/predict_raw/batch", len(body)) + body
 
 
 _LOADS = (
     _Load("policy", "paced", _request(6), 1 / ROW_S),
+    _Load(
+        "policy by batches",
+        "paced",
+        _batch(6),
+        1 / ROW_S / _BATCH_ROWS,
+        own_s=ROW_S * _BATCH_ROWS,
+    ),
     _Load("web process", "wide", _request(WIDE)),
 )
 
@@ -123,7 +140,7 @@ async def _measure(server: _Server, load: _Load, seconds: float, bound_s: float)
         sys.stdout.write(f"failed: {answer!r}\n")
     bodies_mb = bound_s * pace * len(request) / _MEGABYTE
     alone = round(seconds * pace)
-    return judge(Run(bound_s, before, loaded, after, memory, alone, bodies_mb))
+    return judge(Run(bound_s + load.own_s, before, loaded, after, memory, alone, bodies_mb))
 
 
 def _write(name: str, outcome: Outcome, ending: str) -> None:

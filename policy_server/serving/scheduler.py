@@ -30,6 +30,7 @@ from policy_server.policy import (
     PolicySignature,
     SendingBackend,
 )
+from policy_server.serving.bulk_lane import BulkLane
 from policy_server.serving.deadlines import Deadlines
 from policy_server.serving.questions import (
     Answer,
@@ -43,7 +44,7 @@ from policy_server.serving.questions import (
     Waiting,
 )
 from policy_server.serving.row_cost import RowCost
-from policy_server.serving.wait_bound import WaitBound
+from policy_server.serving.wait_bound import WHOLE_SHARE, WaitBound
 
 __all__ = ["ROWS_PER_CALL", "Limits", "Scheduler"]
 
@@ -110,7 +111,11 @@ class Scheduler:
         self._observe_policy = metrics.stage_recorder("policy")
         self._stop_watching = metrics.watch_queue(lambda: self.waiting)
         self._waiting: deque[Waiting] = deque()
-        self._bulk: deque[BulkCall] = deque()
+        # A batch whose wait has no bound but the timeout is refused where it can only time out.
+        has_bound = limits.max_wait_s < limits.timeout_s
+        self._bulk = BulkLane(
+            WaitBound(limits.max_wait_s, whole_share=WHOLE_SHARE if has_bound else 1.0)
+        )
         # By what is done when they have ended: a task, or a future of a call that was sent.
         self._single_calls: dict[asyncio.Future[None], SingleCall] = {}
         self._bulk_calls: dict[asyncio.Future[None], BulkCall] = {}
@@ -228,21 +233,68 @@ class Scheduler:
             The answers in the rows' order.
 
         Raises:
-            OverloadedError: if they are not answered in time.
+            OverloadedError: if they are not answered in time, or would wait too long.
             NotReadyError: if the scheduler is closed, and not held open.
             PolicyServerError: as the backend raised it; if one row is to blame, it is named.
         """
+        return await self.ask_rows(inputs, first=first)
+
+    def ask_rows(
+        self, inputs: PolicyInputs, *, first: int = 0, asked: float = 0.0
+    ) -> asyncio.Future[PolicyOutputs]:
+        """Ask for the answers to many rows of one request, which come later; see `infer`.
+
+        Args:
+            inputs: the rows, with the options of each.
+            first: the index of the first of them in the request. Where it is 0, the request may
+                have to wait too long; those behind it belong to one that was accepted.
+            asked: since when the request waits, by `time.perf_counter`; 0 where it has just come.
+
+        Returns:
+            A future with the result of `infer`. Cancelling it takes the rows out of the queue.
+
+        Raises:
+            OverloadedError: if other rows take too long for the wait that is allowed.
+            NotReadyError: if the scheduler is closed, and not held open.
+        """
         if self._is_closed and not self._holders:
             self._refuse_closed()
+        if not first:
+            self.check_rows_in_time(asked)
         answer = BulkAnswer(len(inputs))
-        asked = time.perf_counter()
+        asked = asked or time.perf_counter()
         deadline = self._loop.time() + self._limits.timeout_s
         # Inputs without a row are a call too: the backend knows the columns of its outputs.
         for start in range(0, max(len(inputs), 1), ROWS_PER_CALL):
             rows = inputs.part(start, start + ROWS_PER_CALL)
-            self._bulk.append(BulkCall(rows, first + start, answer, asked, deadline))
+            self._bulk.add(BulkCall(rows, first + start, answer, asked, deadline))
+        answer.outputs.add_done_callback(lambda _: self._bulk.forget(answer))
         self._schedule()
-        return await answer.outputs
+        return answer.outputs
+
+    @property
+    def rows_patience_s(self) -> float:
+        """Return how long a batch may wait before its rows are asked, in seconds.
+
+        It is the longest accepted wait, without the time that the rows of other batches take.
+        """
+        return self._bulk.patience_s
+
+    def check_rows_in_time(self, asked: float = 0.0) -> None:
+        """Refuse a batch that would wait too long for its first call.
+
+        Args:
+            asked: since when it waits, by `time.perf_counter`; 0 where it has just come.
+
+        Raises:
+            OverloadedError: if others take too long.
+        """
+        if not self._bulk.has_time(asked):
+            self._metrics.count_rejected("queue_slow")
+            raise OverloadedError(
+                f"{self._bulk.rows} observations of batches are waiting, and this batch is not to "
+                f"be expected to begin within {self._limits.max_wait_s:g} s; try again in a second"
+            )
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -336,8 +388,8 @@ class Scheduler:
         now = self._loop.time()
         while self._waiting and self._waiting[0].deadline <= now:
             self._give_up(SingleCall([self._waiting.popleft()]))
-        while self._bulk and self._bulk[0].deadline <= now:
-            self._give_up(self._bulk.popleft())
+        while self._bulk and self._bulk.oldest().deadline <= now:
+            self._give_up(self._bulk.take())
         for call in self._single_calls.values():
             # A call lasts as long as its youngest question waits.
             if expired := call.expire(now, self._late()):
@@ -368,13 +420,19 @@ class Scheduler:
                 if (call := self._next_singles(most)) is not None:
                     has_turn = not self._is_answered_at_once(call)
             elif self._bulk and len(self._bulk_calls) < _CALLS_A_LANE * capacity:
-                bulk = self._bulk.popleft()
-                if bulk.is_wanted():
-                    self._start(bulk, self._bulk_calls)
+                self._start_bulk(self._bulk.take(), capacity)
             else:
                 break
         if self._waiting and not has_turn:
             self._schedule()
+
+    def _start_bulk(self, call: BulkCall, capacity: int) -> None:
+        """Start a call of a batch, unless nobody waits for it any more."""
+        if call.deadline <= self._loop.time():
+            self._give_up(call)
+        elif call.is_wanted():
+            self._bulk.begin(call, capacity=capacity)
+            self._start(call, self._bulk_calls)
 
     def _is_answered_at_once(self, call: SingleCall) -> bool:
         """Answer a short call here and now; send or start any other one, and return False."""
@@ -487,12 +545,17 @@ class Scheduler:
 
         def end(ended: asyncio.Future[None]) -> None:
             del lane[ended]
+            self._leave_lane(call)
             if ended.cancelled():
                 # A backend's own task was cancelled, or the event loop ends: no answer will come.
                 call.fail(NotReadyError("the call of the policy was cancelled; try again"))
             self._start_calls()
 
         task.add_done_callback(end)
+
+    def _leave_lane(self, call: Call) -> None:
+        if isinstance(call, BulkCall):
+            self._bulk.end(call)
 
     async def _answer(self, call: Call, error: Exception | None = None) -> None:
         """Answer a call; where it fails, ask each half again without the other.
@@ -561,5 +624,7 @@ class Scheduler:
         if isinstance(call, SingleCall):
             self._bound.observe(rows, asked=call.asked, started=started, ended=ended)
             self._room = 1
+        elif rows:
+            self._bulk.measure(rows, started=started, ended=ended)
         self._observe_policy(seconds)
         self._row_cost.observe(rows, seconds)

@@ -12,10 +12,10 @@ import math
 
 from policy_server.serving.service_rate import ServiceRate
 
-__all__ = ["WaitBound"]
+__all__ = ["WHOLE_SHARE", "WaitBound"]
 
 # An answer is late from this share of the bound on: the rest is for the way from and to the client.
-_WHOLE_SHARE = 0.9
+WHOLE_SHARE = 0.9
 # One call in so many may be late.
 _CALLS_FOR_ONE_LATE = 100
 _FALL = 0.08
@@ -33,22 +33,29 @@ class WaitBound:
     behind at most 44 others, and behind fewer where such calls were answered after 90 ms.
     """
 
-    def __init__(self, longest_s: float) -> None:
+    def __init__(self, longest_s: float, *, whole_share: float = WHOLE_SHARE) -> None:
         """Own the measured times; nothing is known at first, and every question is accepted.
 
         Args:
             longest_s: the longest wait for an answer, in seconds.
+            whole_share: the share of it from which on an answer is late.
         """
+        self._late_s = whole_share * longest_s
         self._longest_s = longest_s
         self._old_s = _OLD_SHARE * longest_s
         self._rate = ServiceRate()
-        self._share = _WHOLE_SHARE
+        self._whole_share = self._share = whole_share
+
+    @property
+    def accepted_s(self) -> float:
+        """Return the longest expected wait that is accepted, in seconds."""
+        return self._longest_s * self._share
 
     @property
     def fitting(self) -> float:
         """Return how many questions may wait, the last accepted one among them."""
         seconds_a_row = self._rate.seconds_a_row
-        return self._longest_s * self._share / seconds_a_row if seconds_a_row > 0 else math.inf
+        return self.accepted_s / seconds_a_row if seconds_a_row > 0 else math.inf
 
     def expected_s(self, rows: int) -> float:
         """Return how long so many rows are expected to take, in seconds."""
@@ -77,10 +84,18 @@ class WaitBound:
             waited_s: how long the longest-waiting of some that were answered together had waited
                 for its answer, in seconds.
         """
-        if waited_s > _WHOLE_SHARE * self._longest_s:
+        if self.is_late(waited_s):
             self._share = max(self._share - _FALL, _LEAST_SHARE)
-        elif self._share < _WHOLE_SHARE:
-            self._share = min(self._share + _RISE, _WHOLE_SHARE)
+        elif self._share < self._whole_share:
+            self._share = min(self._share + _RISE, self._whole_share)
+
+    def is_late(self, waited_s: float) -> bool:
+        """Return whether an answer is late.
+
+        Args:
+            waited_s: how long it is waited for, in seconds.
+        """
+        return waited_s > self._late_s
 
     def is_old(self, waited_s: float) -> bool:
         """Return whether a question has waited so long that it may be too late.
@@ -97,5 +112,4 @@ class WaitBound:
             waited_s: how long it has waited, in seconds.
             rows: how many are computed until its answer is there.
         """
-        expected_s = waited_s + self.expected_s(rows)
-        return self.is_old(waited_s) and expected_s > _WHOLE_SHARE * self._longest_s
+        return self.is_old(waited_s) and self.is_late(waited_s + self.expected_s(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -100,20 +101,29 @@ class BatchAnswering:
             ObservationError: naming row and field of the first mistake.
             BodyTimeoutError: if the body takes too long to arrive.
             DeadlineError: if it is not answered before the request's own deadline.
-            OverloadedError: if other batches, of its client above all, have the places.
+            OverloadedError: if other batches, of its client above all, have the places, or take too
+                long.
             PolicyServerError: if the policy can't answer.
         """
         # The version may be another one once there is a place; only a held one stays open.
         self._slot.current().check_answers(request.kind)
-        async with within(request.deadline, self._slot.metrics), self._place(request.client):
+        metrics = self._slot.metrics
+        async with within(request.deadline, metrics), self._place(request.client) as since:
             version = self._slot.choose(request.episode, wanted=request.wanted)
             with version.scheduler.held():
-                return AnswerBody(await self._answer(version, request, body), version)
+                text = await self._answer(version, request, body, since)
+                return AnswerBody(text, version)
 
     async def _answer(
-        self, version: PolicyVersion, request: BatchRequest, body: AsyncIterator[bytes]
+        self,
+        version: PolicyVersion,
+        request: BatchRequest,
+        body: AsyncIterator[bytes],
+        since: float,
     ) -> bytes:
         version.check_answers(request.kind)
+        version.scheduler.check_rows_in_time(since)
+        placed = time.perf_counter()
         answers = BatchAnswers(
             version.signature.action_outputs,
             version.distribution,
@@ -123,10 +133,15 @@ class BatchAnswering:
         )
         answers.add(0, _no_outputs(version.signature))
         calls: list[asyncio.Task[None]] = []
+        asked: list[asyncio.Future[PolicyOutputs]] = []
 
         def start_call(first: int, rows: PolicyInputs) -> None:
+            # How long its body takes to arrive is its client's affair, and no wait.
+            began = since and since + time.perf_counter() - placed
+            outputs = version.scheduler.ask_rows(rows, first=first, asked=began)
+            asked.append(outputs)
             request.charge(len(rows) - (first == 0))
-            call = _call(version, request, first, rows, answers)
+            call = _call(version, request, first, rows, outputs, answers)
             calls.append(asyncio.create_task(call))
 
         try:
@@ -134,21 +149,52 @@ class BatchAnswering:
             for call in calls:
                 await call
         finally:
+            # A task that has not begun would not cancel what it was to wait for.
+            for outputs in asked:
+                outputs.cancel()
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
         return answers.finish()
 
     @asynccontextmanager
-    async def _place(self, client: str) -> AsyncIterator[None]:
+    async def _place(self, client: str) -> AsyncIterator[float]:
+        """Have a place while the block runs.
+
+        Yields:
+            Since when the batch has waited for it, by `time.perf_counter`; 0 where it has not, or
+            where waits have no bound of their own.
+        """
+        settings, places, came = self._settings, self._places, time.perf_counter()
+        patience_s = accepted_s = settings.request_timeout_s
+        if settings.max_wait_s:
+            patience_s = min(patience_s, settings.max_wait_s)
+            accepted_s = self._slot.current().scheduler.rows_patience_s
+        has_place = places.has_one(client)
+        if not has_place:
+            self._check_wait(client, accepted_s)
         async with AsyncExitStack() as stack:
-            place = self._places.one(client, patience_s=self._settings.request_timeout_s)
             try:
-                await stack.enter_async_context(place)
+                await stack.enter_async_context(places.one(client, patience_s=patience_s))
             except OverloadedError:
                 self._slot.metrics.count_rejected("queue_full")
                 raise
-            yield
+            yield 0.0 if has_place or not settings.max_wait_s else came
+
+    def _check_wait(self, client: str, accepted_s: float) -> None:
+        """Refuse a batch that would have to wait for a place for too long."""
+        waiting, limit = self._places.waiting, self._settings.max_queue_size
+        reason = ""
+        if waiting >= limit:
+            reason = "queue_full"
+        elif self._places.expected_s(client) > accepted_s:
+            reason = "queue_slow"
+        if reason:
+            self._slot.metrics.count_rejected(reason)
+            raise OverloadedError(
+                f"{waiting} batches are waiting already for others to be answered; try again in a "
+                "second"
+            )
 
     async def _read(
         self,
@@ -194,10 +240,11 @@ async def _call(
     request: BatchRequest,
     first: int,
     rows: PolicyInputs,
+    asked: asyncio.Future[PolicyOutputs],
     answers: BatchAnswers,
 ) -> None:
-    """Answer some rows of a batch, and record the share of them that is logged."""
-    outputs = await version.scheduler.infer(rows, first=first)
+    """Take the answers to some rows of a batch, and record the share of them that is logged."""
+    outputs = await asked
     answers.add(first, outputs)
     if version.log.is_on:
         layout = version.signature.action_outputs

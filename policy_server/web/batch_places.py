@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from policy_server.errors import OverloadedError
+from policy_server.serving.service_rate import ServiceRate
 
 __all__ = ["MOST_AT_ONCE", "BatchPlaces"]
 
@@ -29,6 +31,28 @@ class BatchPlaces:
         self._taken: Counter[str] = Counter()
         # In the order of their coming; a client without a waiting batch is none of them.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        # Its calls are batches: how often a place gets free.
+        self._rate = ServiceRate()
+
+    @property
+    def waiting(self) -> int:
+        """Return how many batches wait for a place."""
+        return sum(map(len, self._waiting.values()))
+
+    def has_one(self, client: str) -> bool:
+        """Return whether a batch of a client gets a place without waiting for it."""
+        return client not in self._waiting and self._may_take(client)
+
+    def expected_s(self, client: str) -> float:
+        """Return how long a batch of a client is expected to wait for a place, in seconds.
+
+        In front of it are those of the same client, and of each other client as many.
+        """
+        if self.has_one(client):
+            return 0.0
+        turn = len(self._waiting.get(client, ())) + 1
+        others = (queue for name, queue in self._waiting.items() if name != client)
+        return (turn + sum(min(len(queue), turn) for queue in others)) * self._rate.seconds_a_row
 
     @asynccontextmanager
     async def one(self, client: str, *, patience_s: float) -> AsyncIterator[None]:
@@ -49,16 +73,23 @@ class BatchPlaces:
                 f"{MOST_AT_ONCE - self._free} batches are being answered already, "
                 f"{self._taken[client]} of them of this client; try again in a second"
             ) from error
+        placed, was_refused = time.perf_counter(), False
         try:
             yield
+        except OverloadedError:
+            # It was refused when it had its place: the next ones take longer.
+            was_refused = True
+            raise
         finally:
+            if not was_refused:
+                self._rate.observe(1, started=placed, ended=time.perf_counter())
             self._give_back(client)
 
     def _may_take(self, client: str) -> bool:
         return self._taken[client] < self._free
 
     async def _take(self, client: str) -> None:
-        if client not in self._waiting and self._may_take(client):
+        if self.has_one(client):
             self._count(client, 1)
             return
         own: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -25,7 +25,10 @@ from policy_server.serving.state_tokens import STATE_HEADER, StateTokens
 from policy_server.settings import Settings
 from policy_server.web.answering import PolicyAnswering
 from policy_server.web.batch_answering import BatchAnswering, BatchRequest
-from policy_server.web.gone_clients import given_up_without_client
+from policy_server.web.gone_clients import (
+    body_given_up_without_client,
+    given_up_without_client,
+)
 from policy_server.web.media_types import JSON, NPY, is_npy, media_type
 from policy_server.web.policy_list import listed_actions
 from policy_server.web.query import QueryCheckedRoute, in_digits
@@ -210,7 +213,8 @@ def _batch_endpoint(
             deadline=request.state.deadline,
             charge=request.state.charge,
         )
-        body, version = await answering.answer(batch, request.stream())
+        async with body_given_up_without_client(request.receive) as parts:
+            body, version = await answering.answer(batch, parts)
         media_type = NPY if batch.wants_npy else JSON
         return _named(Response(body, media_type=media_type), version)
 
