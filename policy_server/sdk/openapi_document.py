@@ -24,7 +24,9 @@ _NULL = {"type": "null"}
 _JSON = "application/json"
 # FastAPI writes the bound of a seed as a float, which rounds 2^63 - 1 up.
 _WIDEST = (FLOAT32_MAX, EXACT_INTEGER_MAX, LARGEST_SEED)
-_FOR_ARRAYS = "log_probability"
+# For arrays alone, and for experiments with versions: in some languages each header is an argument
+# by its place, so that a new one would break programs.
+_LEFT_OUT = frozenset({"log_probability", "x-policy-version", "x-episode-id"})
 _STATE = "x-state"
 _STEP = "x-step"
 _BY_AGENT = "ByAgent"
@@ -110,13 +112,13 @@ def _use_one_form(document: Document) -> None:
     """Leave only JSON where a body may be an array too, and only rows where it may be columns.
 
     Of several content types and of types without a name, the generators write one method with
-    untyped arguments, or none. A parameter that is for arrays alone goes with these.
+    untyped arguments, or none. Parameters that few programs need go with these.
     """
     for methods in document["paths"].values():
         for operation in methods.values():
             if "parameters" in operation:
                 operation["parameters"] = [
-                    item for item in operation["parameters"] if item["name"] != _FOR_ARRAYS
+                    item for item in operation["parameters"] if item["name"] not in _LEFT_OUT
                 ]
             bodies = [operation.get("requestBody", {}), *operation.get("responses", {}).values()]
             for body in bodies:
@@ -180,10 +182,7 @@ def _simplify(node: Document) -> None:
         kinds = [choice for choice in choices if choice != _NULL]
         if len(kinds) == 1:
             node |= {key: value for key, value in kinds[0].items() if key not in node}
-    for bound in ("minimum", "maximum"):
-        # Bounds that a type has in any case: with more than 64 bits, C#'s code doesn't compile.
-        if abs(node.get(bound, 0)) in _WIDEST:
-            del node[bound]
+    _drop_conditions(node)
     if node.get("type") == "object":
         # The generators know no conditions; the server refuses what they exclude.
         node.pop("if", None)
@@ -197,6 +196,17 @@ def _simplify(node: Document) -> None:
         del node["additionalProperties"]
     if isinstance(node.get("properties"), dict):
         _allow_null(node)
+
+
+def _drop_conditions(node: Document) -> None:
+    """Remove conditions on numbers and texts that some generator writes wrongly."""
+    for bound in ("minimum", "maximum"):
+        # Bounds that a type has in any case: with more than 64 bits, C#'s code doesn't compile.
+        if abs(node.get(bound, 0)) in _WIDEST:
+            del node[bound]
+    if "\\" in str(node.get("pattern", "")):
+        # R's code repeats the expression in quotes, where a backslash is no character of a text.
+        del node["pattern"]
 
 
 def _allow_null(node: Document) -> None:

@@ -17,8 +17,12 @@ from policy_server.serving.team import Team
 from policy_server.web.answering import render_examples
 from policy_server.web.media_types import NPY
 from policy_server.web.openapi_errors import describe_error, describe_errors, json_of
+from policy_server.web.openapi_headers import (
+    describe_memory,
+    describe_previous_action,
+    describe_version,
+)
 from policy_server.web.openapi_schemas import (
-    REWARD,
     TypeNames,
     error_schemas,
     policy_schemas,
@@ -53,29 +57,6 @@ _ARRAY = (
 )
 _TEXT = {"type": "string"}
 _NEXT_STATE = "The memory after the step, for the next request; where the request had an `x-state`"
-_EPISODE_HEADERS: list[Document] = [
-    {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
-    for name, text, schema in (
-        (
-            STATE_HEADER,
-            "`new` for the first step of an episode, then the `x-state` of the answer before; left "
-            "out, the answer is that of a first step",
-            _TEXT,
-        ),
-        (
-            "x-previous-reward",
-            "The reward of the step before, where the policy takes it",
-            REWARD,
-        ),
-        (
-            "x-previous-action",
-            "The JSON of the action that the environment executed in the step before, where the "
-            "policy takes it and it is not the answered one",
-            _TEXT,
-        ),
-    )
-]
-_STATE, *_PREVIOUS_STEP = _EPISODE_HEADERS
 _STEP = "The number of the step in its episode, from 0"
 _MEMORY = "`none`: the answer is that of an episode's first step, since no memory belongs to it"
 _FROM_ZERO = (
@@ -161,6 +142,7 @@ def _describe_post(
         _describe_sessions(operation)
         if "{session_id}" not in route.path:
             describe_error(operation, 409, of="version")
+            describe_version(operation, begins_session=True)
         return
     if not route.policy:
         assert team is not None, "its routes stand where there is a team"
@@ -172,6 +154,8 @@ def _describe_post(
     if not route.has_session:
         describe_error(operation, 409, of="version")
     describe_timing(operation)
+    if not route.has_session:
+        describe_version(operation, begins_session=False)
 
 
 def _team_of(registry: PolicyRegistry, table: RouteTable, max_agents: int) -> TeamSchemas | None:
@@ -267,15 +251,12 @@ def _describe_answer(
     if example is not None:
         answer["application/json"]["example"] = example
     operation["responses"]["200"] = {"description": "The policy's answer", "content": answer}
-    if route.transport != "session" and slot.signature is not None and slot.signature.memory:
-        headers = [_STATE, *(_PREVIOUS_STEP if _takes_previous_step(slot) else ())]
-        operation["parameters"] = [*operation.get("parameters", ()), *headers]
+    if route.transport == "session":
+        describe_previous_action(operation, slot)
+    elif slot.signature is not None and slot.signature.memory:
+        describe_memory(operation, slot)
     _describe_headers(operation["responses"]["200"], route, slot)
     describe_errors(operation, 413, 415, 500, 501, 503, 504)
-
-
-def _takes_previous_step(slot: PolicySlot) -> bool:
-    return slot.live is not None and slot.live.previous_step.is_taken
 
 
 def _describe_headers(answer: Document, route: AnswerRoute, slot: PolicySlot) -> None:

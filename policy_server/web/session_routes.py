@@ -19,10 +19,12 @@ from pydantic import (
 )
 
 from policy_server.client_limits import client_name
+from policy_server.policy import LARGEST_SEED
 from policy_server.serving import SessionRecord, Sessions, StatedStep
 from policy_server.serving.team_sessions import TeamSessions
 from policy_server.web.json_bodies import BodySeed, JsonRoute
 from policy_server.web.media_types import JSON
+from policy_server.web.openapi_headers import SESSION_ID
 from policy_server.web.openapi_schemas import REWARD
 from policy_server.web.query import in_digits
 from policy_server.web.request_headers import LONGEST_EPISODE_ID, episode_of_session
@@ -40,9 +42,14 @@ __all__ = [
     "session_routes",
 ]
 
-SessionId = Annotated[str, Path(description="The session's name, as `POST /sessions` gave it")]
+SessionId = Annotated[
+    str,
+    Path(
+        description="The session's name, as `POST /sessions` gave it", json_schema_extra=SESSION_ID
+    ),
+]
 Step = Annotated[
-    Annotated[int, Field(ge=0), BeforeValidator(in_digits)] | None,
+    Annotated[int, Field(ge=0, le=LARGEST_SEED), BeforeValidator(in_digits)] | None,
     Header(
         description="The number of the step in its episode, from 0: that of the last step gives "
         "its answer again without a step, so that a request may be sent twice",

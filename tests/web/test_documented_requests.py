@@ -16,3 +16,15 @@ def test_example_answers_as_its_document_says() -> None:
 
     assert set(statuses) >= {"200", "401", "405", "422"}
     assert statuses.total() > 50
+
+
+def test_headers_of_steps_are_taken_as_the_document_says() -> None:
+    statuses = ask_documented(
+        1,
+        seed=21,
+        homes=["conveyor"],
+        phases="examples,coverage",
+        paths=["/predict_raw", "/sessions/{session_id}/distribution_raw"],
+    )
+
+    assert set(statuses) >= {"200", "404", "422"}
