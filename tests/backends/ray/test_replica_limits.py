@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
+import json
 import sys
+from dataclasses import dataclass
 
 import pytest
 
@@ -12,7 +14,7 @@ from policy_server.backends.call_limit import CallLimit
 from policy_server.backends.ray.replica_limits import CallWatch
 from tests.support.processes import run
 
-# What a replica does, without Ray: calls are computed in the event loop that is watched.
+# What a replica does, where no Ray runs: calls are computed in the event loop that is watched.
 WATCHED = """
 import asyncio, re, time
 from policy_server.backends.call_limit import CallLimit
@@ -36,15 +38,88 @@ HANGS = {
     # A pattern that backtracks keeps Python's lock until its end.
     "with the lock": "re.match('(a*)*b', 'a' * 64)",
 }
+BOUNDED = """
+import numpy as np
+from policy_server.backends.ray.replica_limits import bound_memory
+{before}
+bound_memory({most})
+small = np.empty(10_000_000, np.uint8)
+try:
+    large = np.empty(1_000_000_000, np.uint8)
+except MemoryError:
+    print("a MemoryError")
+print(len(np.empty(10_000_000, np.uint8)))
+"""
+MEMORY = {
+    "more than allowed": (100_000_000, ""),
+    # What the policy itself has is not counted.
+    "beside a large policy": (100_000_000, "policy = np.empty(1_000_000_000, np.uint8)"),
+    "allowed": (1_000_000_000, ""),
+    "any amount": (0, ""),
+}
+REFUSED = {"more than allowed", "beside a large policy"}
+PROGRAMS = {
+    **{name: WATCHED.format(call=call) for name, call in HANGS.items()},
+    "short": WATCHED.format(call="time.sleep(0.1)"),
+    **{name: BOUNDED.format(most=most, before=before) for name, (most, before) in MEMORY.items()},
+}
+# Runs each program in a process of its own, all at once: importing Ray takes three seconds of a
+# processor, so one process does that for all of them.
+FORKING = """
+import json, os, signal, sys, tempfile
+import numpy, policy_server.backends.ray.replica_limits
+started = {}
+for name, program in json.load(sys.stdin).items():
+    outputs = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+    pid = os.fork()
+    if not pid:
+        # Ends also one whose watch fails.
+        signal.alarm(60)
+        for stream, output in enumerate(outputs, start=1):
+            os.dup2(output.fileno(), stream)
+        exec(program, {})
+        sys.exit()
+    started[name] = pid, outputs
+ended = {}
+for name, (pid, outputs) in started.items():
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    for output in outputs:
+        output.seek(0)
+    ended[name] = status, *(output.read() for output in outputs)
+print(json.dumps(ended))
+"""
 
 
-@pytest.mark.parametrize("call", HANGS.values(), ids=HANGS)
-def test_process_whose_event_loop_is_held_up_ends_and_tells_where(call: str) -> None:
-    ended = run(sys.executable, "-c", WATCHED.format(call=call), status=1, timeout_s=30)
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended.
 
-    assert "it goes on" not in ended.stdout
-    assert "Timeout" in ended.stderr
-    assert "main" in ended.stderr
+    Attributes:
+        status: its exit status.
+        stdout: what it has printed.
+        stderr: what it has written to its standard error.
+    """
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def ended() -> dict[str, Ended]:
+    """Each of `PROGRAMS`, ended, by its name."""
+    output = run(sys.executable, "-c", FORKING, typed=json.dumps(PROGRAMS), timeout_s=90).stdout
+    return {name: Ended(*one) for name, one in json.loads(output).items()}
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_process_whose_event_loop_is_held_up_ends_and_tells_where(
+    name: str, ended: dict[str, Ended]
+) -> None:
+    assert ended[name].status == 1
+    assert "it goes on" not in ended[name].stdout
+    assert "Timeout" in ended[name].stderr
+    assert "main" in ended[name].stderr
 
 
 def test_call_that_is_asked_again_may_take_less_and_the_next_one_as_much_as_ever(
@@ -63,11 +138,8 @@ def test_call_that_is_asked_again_may_take_less_and_the_next_one_as_much_as_ever
     assert ends_after == [5.0, 11.0]
 
 
-def test_process_whose_calls_are_short_goes_on() -> None:
-    ended = run(sys.executable, "-c", WATCHED.format(call="time.sleep(0.1)"), timeout_s=30)
-
-    assert ended.stdout == "it goes on\n"
-    assert not ended.stderr
+def test_process_whose_calls_are_short_goes_on(ended: dict[str, Ended]) -> None:
+    assert ended["short"] == Ended(0, "it goes on\n", "")
 
 
 @pytest.mark.parametrize(
@@ -117,32 +189,8 @@ def test_limit_of_the_first_call_is_that_of_the_usual_time_where_it_is_known() -
     assert [limit.least_s, limit.allowed_s(1), limit.allowed_s(4)] == [10.0, 15.0, 24.0]
 
 
-BOUNDED = """
-import numpy as np
-from policy_server.backends.ray.replica_limits import bound_memory
-{before}
-bound_memory({most})
-small = np.empty(10_000_000, np.uint8)
-try:
-    large = np.empty(1_000_000_000, np.uint8)
-except MemoryError:
-    print("a MemoryError")
-print(len(np.empty(10_000_000, np.uint8)))
-"""
+@pytest.mark.parametrize("name", MEMORY)
+def test_memory_of_calls_is_bounded(name: str, ended: dict[str, Ended]) -> None:
+    refused = "a MemoryError\n" if name in REFUSED else ""
 
-
-@pytest.mark.parametrize(
-    ("most", "before", "is_refused"),
-    [
-        (100_000_000, "", True),
-        # What the policy itself has is not counted.
-        (100_000_000, "policy = np.empty(1_000_000_000, np.uint8)", True),
-        (1_000_000_000, "", False),
-        (0, "", False),
-    ],
-    ids=["more than allowed", "beside a large policy", "allowed", "any amount"],
-)
-def test_memory_of_calls_is_bounded(most: int, before: str, is_refused: bool) -> None:  # noqa: FBT001 -- a parameter
-    ended = run(sys.executable, "-c", BOUNDED.format(most=most, before=before), timeout_s=60)
-
-    assert ended.stdout == ("a MemoryError\n" if is_refused else "") + "10000000\n"
+    assert (ended[name].status, ended[name].stdout) == (0, f"{refused}10000000\n")
