@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import json
-import sys
-from dataclasses import dataclass
 
 import pytest
 
 from policy_server.backends.call_limit import CallLimit
 from policy_server.backends.ray.replica_limits import CallWatch
-from tests.support.processes import run
+from tests.support.forked_programs import Ended, run_forked
 
 # What a replica does, where no Ray runs: calls are computed in the event loop that is watched.
 WATCHED = """
@@ -63,53 +60,13 @@ PROGRAMS = {
     "short": WATCHED.format(call="time.sleep(0.1)"),
     **{name: BOUNDED.format(most=most, before=before) for name, (most, before) in MEMORY.items()},
 }
-# Runs each program in a process of its own, all at once: importing Ray takes three seconds of a
-# processor, so one process does that for all of them.
-FORKING = """
-import json, os, signal, sys, tempfile
-import numpy, policy_server.backends.ray.replica_limits
-started = {}
-for name, program in json.load(sys.stdin).items():
-    outputs = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
-    pid = os.fork()
-    if not pid:
-        # Ends also one whose watch fails.
-        signal.alarm(60)
-        for stream, output in enumerate(outputs, start=1):
-            os.dup2(output.fileno(), stream)
-        exec(program, {})
-        sys.exit()
-    started[name] = pid, outputs
-ended = {}
-for name, (pid, outputs) in started.items():
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    for output in outputs:
-        output.seek(0)
-    ended[name] = status, *(output.read() for output in outputs)
-print(json.dumps(ended))
-"""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A process that has ended.
-
-    Attributes:
-        status: its exit status.
-        stdout: what it has printed.
-        stderr: what it has written to its standard error.
-    """
-
-    status: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture(scope="module")
 def ended() -> dict[str, Ended]:
     """Each of `PROGRAMS`, ended, by its name."""
-    output = run(sys.executable, "-c", FORKING, typed=json.dumps(PROGRAMS), timeout_s=90).stdout
-    return {name: Ended(*one) for name, one in json.loads(output).items()}
+    imports = "import numpy, policy_server.backends.ray.replica_limits"
+    return run_forked(PROGRAMS, imports=imports)
 
 
 @pytest.mark.parametrize("name", HANGS)
