@@ -25,12 +25,12 @@ random.seed(_SEED)
 
 
 _compile_anew = compiling_process._compile  # noqa: SLF001 -- see `_compiled_once`
-_compile_once = compiling_once(_compile_anew)
+_compile_once = compiling_once()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_once() -> Iterator[None]:
-    """Compile each policy once; a test of the process itself asks for `compiled_anew`."""
+    """Compile each policy once, and here; a test of the process asks for `compiled_anew`."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(compiling_process, "_compile", _compile_once)
         yield

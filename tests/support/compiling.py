@@ -1,14 +1,17 @@
 """Policies that are compiled once in a run of the tests, however many servers start with them.
 
-Compiling takes a process of 1 to 3 s of the processor, nearly all of it imports, and the digest
-stands for all that its answer is made of: the model's files, the schema's part, the versions.
+The digest stands for all that the answer of compiling is made of: the model's files, the schema's
+part, the versions. A process for it takes 1 to 3 s of the processor, nearly all of it imports that
+the tests' own process has made already.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from policy_server.formats import compiling_process
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
 
@@ -17,12 +20,10 @@ __all__ = ["Compile", "compiling_once"]
 Compile = Callable[..., Awaitable[bytes]]
 
 
-def compiling_once(compile_anew: Compile) -> Compile:
-    """Return a function that asks another one once for each digest, and keeps its answers.
+def compiling_once() -> Compile:
+    """Return a function that compiles each digest once in this process, and keeps its answers.
 
-    Args:
-        compile_anew: runs the process. An error of its own is not kept, nor is the answer for a
-            policy without a schema, which has no digest.
+    An error is not kept, nor is the answer for a policy without a schema, which has no digest.
     """
     kept: dict[str, bytes] = {}
 
@@ -32,13 +33,15 @@ def compiling_once(compile_anew: Compile) -> Compile:
         schema: ServerSchema | None,
         settings: Settings,
         *,
-        is_quiet: bool,
+        is_quiet: bool,  # noqa: ARG001 -- the output of libraries is the tests' own here
     ) -> bytes:
         # What an engine refuses another one may take.
         key = f"{settings.engine} {digest}"
         if not digest or key not in kept:
-            content = await compile_anew(folder, digest, schema, settings, is_quiet=is_quiet)
-            kept[key] = content
+            part = None if schema is None else schema.policy_part()
+            arguments = (folder.resolve(), digest, part, settings.engine)
+            answer = await asyncio.to_thread(compiling_process._answer, *arguments)  # noqa: SLF001
+            kept[key] = compiling_process._content_of(answer)  # noqa: SLF001
         return kept[key]
 
     return compile_once

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import sys
 
 import pytest
 
 from policy_server.backends.call_limit import CallLimit
 from policy_server.backends.ray.replica_limits import CallWatch
-from tests.support.processes import run
+from tests.support.forked_programs import Ended, run_forked
 
-# What a replica does, without Ray: calls are computed in the event loop that is watched.
+# What a replica does, where no Ray runs: calls are computed in the event loop that is watched.
 WATCHED = """
 import asyncio, re, time
 from policy_server.backends.call_limit import CallLimit
@@ -36,15 +35,48 @@ HANGS = {
     # A pattern that backtracks keeps Python's lock until its end.
     "with the lock": "re.match('(a*)*b', 'a' * 64)",
 }
+BOUNDED = """
+import numpy as np
+from policy_server.backends.ray.replica_limits import bound_memory
+{before}
+bound_memory({most})
+small = np.empty(10_000_000, np.uint8)
+try:
+    large = np.empty(1_000_000_000, np.uint8)
+except MemoryError:
+    print("a MemoryError")
+print(len(np.empty(10_000_000, np.uint8)))
+"""
+MEMORY = {
+    "more than allowed": (100_000_000, ""),
+    # What the policy itself has is not counted.
+    "beside a large policy": (100_000_000, "policy = np.empty(1_000_000_000, np.uint8)"),
+    "allowed": (1_000_000_000, ""),
+    "any amount": (0, ""),
+}
+REFUSED = {"more than allowed", "beside a large policy"}
+PROGRAMS = {
+    **{name: WATCHED.format(call=call) for name, call in HANGS.items()},
+    "short": WATCHED.format(call="time.sleep(0.1)"),
+    **{name: BOUNDED.format(most=most, before=before) for name, (most, before) in MEMORY.items()},
+}
 
 
-@pytest.mark.parametrize("call", HANGS.values(), ids=HANGS)
-def test_process_whose_event_loop_is_held_up_ends_and_tells_where(call: str) -> None:
-    ended = run(sys.executable, "-c", WATCHED.format(call=call), status=1, timeout_s=30)
+@pytest.fixture(scope="module")
+def ended() -> dict[str, Ended]:
+    """Each of `PROGRAMS`, ended, by its name."""
+    imports = "import numpy, policy_server.backends.ray.replica_limits"
+    return run_forked(PROGRAMS, imports=imports)
 
-    assert "it goes on" not in ended.stdout
-    assert "Timeout" in ended.stderr
-    assert "main" in ended.stderr
+
+@pytest.mark.parametrize("name", HANGS)
+def test_process_whose_event_loop_is_held_up_ends_and_tells_where(
+    name: str, ended: dict[str, Ended]
+) -> None:
+    assert ended[name].status == 1
+    assert "it goes on" not in ended[name].stdout
+    assert "Timeout" in ended[name].stderr
+    assert "main" in ended[name].stderr
 
 
 def test_call_that_is_asked_again_may_take_less_and_the_next_one_as_much_as_ever(
@@ -63,11 +95,8 @@ def test_call_that_is_asked_again_may_take_less_and_the_next_one_as_much_as_ever
     assert ends_after == [4.0, 11.0]
 
 
-def test_process_whose_calls_are_short_goes_on() -> None:
-    ended = run(sys.executable, "-c", WATCHED.format(call="time.sleep(0.1)"), timeout_s=30)
-
-    assert ended.stdout == "it goes on\n"
-    assert not ended.stderr
+def test_process_whose_calls_are_short_goes_on(ended: dict[str, Ended]) -> None:
+    assert ended["short"] == Ended(0, "it goes on\n", "")
 
 
 @pytest.mark.parametrize(
@@ -117,32 +146,8 @@ def test_limit_of_the_first_call_is_that_of_the_usual_time_where_it_is_known() -
     assert [limit.least_s, limit.allowed_s(1), limit.allowed_s(4)] == [10.0, 15.0, 24.0]
 
 
-BOUNDED = """
-import numpy as np
-from policy_server.backends.ray.replica_limits import bound_memory
-{before}
-bound_memory({most})
-small = np.empty(10_000_000, np.uint8)
-try:
-    large = np.empty(1_000_000_000, np.uint8)
-except MemoryError:
-    print("a MemoryError")
-print(len(np.empty(10_000_000, np.uint8)))
-"""
+@pytest.mark.parametrize("name", MEMORY)
+def test_memory_of_calls_is_bounded(name: str, ended: dict[str, Ended]) -> None:
+    refused = "a MemoryError\n" if name in REFUSED else ""
 
-
-@pytest.mark.parametrize(
-    ("most", "before", "is_refused"),
-    [
-        (100_000_000, "", True),
-        # What the policy itself has is not counted.
-        (100_000_000, "policy = np.empty(1_000_000_000, np.uint8)", True),
-        (1_000_000_000, "", False),
-        (0, "", False),
-    ],
-    ids=["more than allowed", "beside a large policy", "allowed", "any amount"],
-)
-def test_memory_of_calls_is_bounded(most: int, before: str, is_refused: bool) -> None:  # noqa: FBT001 -- a parameter
-    ended = run(sys.executable, "-c", BOUNDED.format(most=most, before=before), timeout_s=60)
-
-    assert ended.stdout == ("a MemoryError\n" if is_refused else "") + "10000000\n"
+    assert (ended[name].status, ended[name].stdout) == (0, f"{refused}10000000\n")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.folders import EXPORTS
+from tests.support.forked_programs import run_forked
+from tests.support.processes import run
 
 LOADING = """
 import sys
@@ -52,18 +53,36 @@ print(same, layer(tensorflow.ones([3, 4])).shape, tensorflow.executing_eagerly()
 """
 
 
-def run(program: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+# Of those that import all of TensorFlow first.
+MOVED_EXPORTS = ["ppo_tuple", "ray082_ppo_box", "ray29_tf2_ppo_discrete"]
+
+
+def printed(program: str, *arguments: str) -> str:
+    return run(sys.executable, "-c", program, *arguments).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def after_tensorflow(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The output of programs in processes that had imported TensorFlow before, by their names."""
+    folders = [str(EXPORTS / name) for name in MOVED_EXPORTS]
+    arguments = {
+        **{gone: [gone, str(tmp_path_factory.mktemp(gone)), *folders] for gone in ("one", "all")},
+        "before": ["before"],
+    }
+    programs = {
+        name: f"import sys\nsys.argv[1:] = {given!r}\n"
+        + (BOTH if name == "before" else MOVED + LOADING)
+        for name, given in arguments.items()
+    }
+    ended = run_forked(programs, imports="import tensorflow")
+    assert [one.status for one in ended.values()] == [0, 0, 0], ended
+    return {name: one.stdout.strip() for name, one in ended.items()}
 
 
 def test_exports_are_loaded_and_proved_without_the_rest_of_tensorflow(tmp_path: Path) -> None:
     folders = sorted(path.parent for path in EXPORTS.glob("*/saved_model.zip"))
 
-    *loaded, whole = run(LOADING, str(tmp_path), *map(str, folders)).splitlines()
+    *loaded, whole = printed(LOADING, str(tmp_path), *map(str, folders)).splitlines()
 
     # A Keras-only export has nothing in it to prove its family with.
     proved = {line.split()[0] for line in loaded if line.endswith("True")}
@@ -72,8 +91,10 @@ def test_exports_are_loaded_and_proved_without_the_rest_of_tensorflow(tmp_path: 
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_whole_tensorflow_may_be_imported_too(order: str) -> None:
-    assert run(BOTH, order) == "(True, True, True) (3, 2) True"
+def test_whole_tensorflow_may_be_imported_too(order: str, after_tensorflow: dict[str, str]) -> None:
+    found = after_tensorflow[order] if order == "before" else printed(BOTH, order)
+
+    assert found == "(True, True, True) (3, 2) True"
 
 
 @pytest.mark.parametrize(
@@ -82,12 +103,10 @@ def test_whole_tensorflow_may_be_imported_too(order: str) -> None:
 def test_tensorflow_whose_parts_have_moved_loads_policies_by_its_public_names(
     gone: str,
     is_proved: bool,  # noqa: FBT001 -- a parameter
-    tmp_path: Path,
+    after_tensorflow: dict[str, str],
 ) -> None:
-    exports = ["ppo_tuple", "ray082_ppo_box", "ray29_tf2_ppo_discrete"]
-    folders = [str(EXPORTS / name) for name in exports]
-
-    warning, *loaded, _ = run(MOVED + LOADING, gone, str(tmp_path), *folders).splitlines()
+    warning, *loaded, _ = after_tensorflow[gone].splitlines()
 
     assert warning == "tensorflow_parts_moved"
-    assert loaded == [f"{name} {is_proved}" for name in exports[:2]] + [f"{exports[2]} False"]
+    *most, last = MOVED_EXPORTS
+    assert loaded == [f"{name} {is_proved}" for name in most] + [f"{last} False"]
