@@ -218,7 +218,8 @@ class Administration:
         name = version if version is not None else _first_free(taken)
         if not can_stand_in_an_address(name):
             raise DeploymentError(
-                f"the name {name!r} can't be used; use up to 63 letters, digits, '-' and '_'"
+                f"the name {name!r} can't be used; use up to 63 letters, digits, '-' and '_', "
+                "beginning with a letter or digit"
             )
         if name in deployer.draining:
             raise DeploymentError(still_drains(name))

@@ -49,7 +49,7 @@ class PolicyRegistry:
             if not can_stand_in_an_address(slot.name):
                 raise SettingsError(
                     f"policies: {slot.name!r} can't stand in an address; use up to 63 letters, "
-                    "digits, '-' and '_'"
+                    "digits, '-' and '_', beginning with a letter or digit"
                 )
             if slot.name in self._slots:
                 raise SettingsError(f"policies: {slot.name!r} stands for two policies; rename one")

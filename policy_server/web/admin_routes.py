@@ -87,7 +87,8 @@ def admin_routes(administration: Administration, *, default: str) -> APIRouter:
         shadow: bool = False,
     ) -> DeploymentStatus:
         percent = 0.0 if shadow else traffic
-        if request.headers.get("content-type", "").partition(";")[0].strip() == _JSON:
+        kind = request.headers.get("content-type", "").partition(";")[0]
+        if kind.strip().lower() == _JSON:
             deployment = await administration.deploy_address(
                 policy,
                 version,

@@ -189,8 +189,7 @@ class Gate:
             key = self._admit_counted(route, scope, headers)
             scope["state"]["key"] = _name_of(key)
             share = self._begin(route, scope, key)
-            check_headers(route, scope["headers"])
-            self._read_timing(route, scope, headers, started)
+            self._read_headers(route, scope, headers, started)
             limited = self._limited(route, scope, headers, receive)
         except Exception as error:
             share.end()
@@ -226,10 +225,13 @@ class Gate:
             raise
 
     @staticmethod
-    def _read_timing(
+    def _read_headers(
         route: Route, scope: Scope, headers: Mapping[bytes, str], started: float
     ) -> None:
-        """Note the deadline of a request that asks for an answer, and check its stamp."""
+        """Check the headers of a request, and note the deadline of one that asks for an answer."""
+        if not _is_asked(route, scope):
+            return
+        check_headers(route, scope["headers"])
         if not isinstance(route, AnswerRoute):
             return
         if scope["type"] == "websocket":
@@ -384,6 +386,16 @@ class RequestIds:
             width = 2 * _ID_BYTES
             self._ids = [digits[at : at + width] for at in range(0, len(digits), width)]
         return self._ids.pop()
+
+
+def _is_asked(route: Route, scope: Scope) -> bool:
+    """Return whether the headers of a request are looked at.
+
+    What asks nothing, such as a health check or a wrong method, is answered or refused as ever.
+    """
+    if isinstance(route, AnswerRoute):
+        return bool(scope["type"] == "websocket" or scope["method"] == "POST")
+    return route is not _UNKNOWN and route.access != "open"
 
 
 def _name_of(key: AccessKey | None) -> str | None:

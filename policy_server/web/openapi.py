@@ -49,7 +49,7 @@ Each route that answers one observation has a twin for web sockets, such as `WS 
 one observation a frame in JSON or MessagePack, one answer a frame, in order, many in flight."""
 _COLUMNS = (
     "In place of the list an object is taken too, with a list for each field, all of one length: "
-    "the schema `ObservationColumns`"
+    "the schema `{name}`"
 )
 _ARRAY = (
     " With the content type `application/x-npy` the body is a NumPy array of any type of real "
@@ -287,7 +287,8 @@ def _describe_batch(
     if len(slot.space.names(is_raw=route.is_raw)) == 1:
         rows = {"oneOf": [rows, columns]}
     else:
-        operation["requestBody"]["description"] = _COLUMNS
+        columns_name = names.of(f"{prefix}ObservationColumns")
+        operation["requestBody"]["description"] = _COLUMNS.format(name=columns_name)
     body["application/json"] = {"schema": rows}
     operation["requestBody"]["content"] |= body
     kind = "DistributionBatch" if route.kind == "distribution" else "PredictionBatch"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from policy_server.errors import ObservationError
 from policy_server.observations import problem
-from policy_server.web.route_table import Route
+from policy_server.web.route_table import AnswerRoute, Route
 
 __all__ = [
     "LONGEST_EPISODE_ID",
@@ -93,7 +93,7 @@ def check_headers(route: Route, headers: Iterable[tuple[bytes, bytes]]) -> None:
     elif route.begins_session and b"x-state" in given:
         message = "A session keeps its memory in the server; leave it out"
         problems.append(_problem("not_allowed", b"x-state", message))
-    elif (b"x-state", b"") in read:
+    elif isinstance(route, AnswerRoute) and (b"x-state", b"") in read:
         problems.append(_problem("state_token", b"x-state", "Input should be a token, or new"))
     problems += [
         _problem("string_too_long", name, f"Input should have at most {LONGEST_EPISODE_ID} bytes")

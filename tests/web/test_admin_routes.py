@@ -265,6 +265,25 @@ async def test_folder_is_deployed_with_its_own_schema(home: Path) -> None:
     assert live == "v2"
 
 
+async def test_name_of_a_content_type_may_have_any_case(home: Path) -> None:
+    async with served(home) as client:
+        headers = {"content-type": "Application/JSON; charset=utf-8"}
+        content = b'{"model": "file:///no/such.zip"}'
+        answer = await admin(client, "POST", VERSIONS, content=content, headers=headers)
+
+    assert answer.status_code == 409
+    assert "no/such.zip" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["-", "--help"])
+async def test_name_of_a_version_begins_with_a_letter_or_digit(home: Path, name: str) -> None:
+    async with served(home) as client:
+        answer = await admin(client, "POST", f"{VERSIONS}?version={name}", content=b"x")
+
+    assert answer.status_code == 409
+    assert "beginning with a letter or digit" in answer.json()["detail"]
+
+
 async def test_model_is_deployed_from_an_address(home: Path, tmp_path: Path) -> None:
     shutil.copy(ZIP, tmp_path / "policy.zip")
     async with served(home) as client:

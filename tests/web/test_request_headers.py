@@ -165,3 +165,27 @@ async def test_agents_id_that_is_too_long_is_told_so() -> None:
         answer = await team.client.post("/predict/agents", json={"hunter_" + "1" * 200: {}})
 
     assert "at most 128 characters" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/readyz", "/openapi.json", "/nowhere"])
+async def test_headers_of_a_request_for_an_open_page_are_not_looked_at(path: str) -> None:
+    pairs = [("x-state", ""), ("x-policy-version", "1"), ("x-policy-version", "2")]
+    async with serve_shared() as client:
+        plain, odd = [await client.get(path, headers=headers) for headers in ([], pairs)]
+
+    assert odd.status_code == plain.status_code
+    assert odd.status_code in {200, 404}
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "TRACE"])
+@pytest.mark.parametrize(
+    "headers", [{"x-state": ""}, {"x-request-timeout-ms": "0"}, {"x-observation-stamp": "a b"}]
+)
+async def test_wrong_method_is_told_whatever_the_headers(
+    headers: dict[str, str], method: str
+) -> None:
+    async with serve_shared() as client:
+        answer = await client.request(method, "/predict", headers=headers)
+
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "POST"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -107,6 +108,21 @@ async def test_openapi_names_types_and_operations_apart() -> None:
     assert reference == "#/components/schemas/Lift2Observation"
     answer = paths["/policies/lift-2/predict"]["post"]["responses"]["200"]["content"]
     assert answer["application/json"]["example"]["actions"] == [1]
+
+
+async def test_columns_of_each_policy_are_named_by_its_own_schema() -> None:
+    async with several() as (client, _):
+        document = (await client.get("/openapi.json")).json()
+
+    named = [
+        re.findall(r"the schema `(\w+)`", operation["requestBody"].get("description", ""))
+        for path in document["paths"].values()
+        for operation in path.values()
+        if "requestBody" in operation
+    ]
+    names = {name for found in named for name in found}
+    assert "DoorObservationColumns" in names
+    assert names <= set(document["components"]["schemas"])
 
 
 async def test_title_of_each_type_is_its_name() -> None:
