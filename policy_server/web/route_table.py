@@ -19,6 +19,7 @@ from policy_server.serving.team import Team
 
 __all__ = [
     "ADMIN",
+    "AGENTS",
     "Access",
     "AnswerRoute",
     "BodyLimit",
@@ -47,13 +48,13 @@ _TRANSPORTS: dict[Transport, tuple[str, str]] = {
     "session": (_SESSION, ""),
 }
 # Each route of a team is that of a policy with this behind it.
-_AGENTS = "/agents"
+AGENTS = "/agents"
 _TEAM_TRANSPORTS: dict[Transport, tuple[str, str]] = {
-    "team": ("", _AGENTS),
-    "team_stream": ("", f"/stream{_AGENTS}"),
-    "team_session": (_SESSION, _AGENTS),
+    "team": ("", AGENTS),
+    "team_stream": ("", f"/stream{AGENTS}"),
+    "team_session": (_SESSION, AGENTS),
 }
-_TEAM_SESSIONS = tuple(f"{path}{_AGENTS}" for path in (_SESSIONS, _SESSION, _RESET))
+_TEAM_SESSIONS = tuple(f"{path}{AGENTS}" for path in (_SESSIONS, _SESSION, _RESET))
 _POLICIES = "/policies"
 ADMIN = "/admin"
 """The routes that change versions lie below it."""
@@ -121,7 +122,7 @@ class Route:
     @functools.cached_property
     def begins_session(self) -> bool:
         """Return whether it begins a session, of a policy or a team."""
-        return self.path.removesuffix(_AGENTS).endswith(_SESSIONS)
+        return self.path.removesuffix(AGENTS).endswith(_SESSIONS)
 
     @property
     def is_folder(self) -> bool:

@@ -17,6 +17,8 @@ from pydantic import (
     StrictStr,
     WithJsonSchema,
 )
+from starlette.routing import Match
+from starlette.types import Scope
 
 from policy_server.client_limits import client_name
 from policy_server.policy import LARGEST_SEED
@@ -28,7 +30,7 @@ from policy_server.web.openapi_headers import SESSION_ID
 from policy_server.web.openapi_schemas import REWARD
 from policy_server.web.query import in_digits
 from policy_server.web.request_headers import LONGEST_EPISODE_ID, episode_of_session
-from policy_server.web.route_table import AnswerRoute, Route, RouteTable, SessionRoutes
+from policy_server.web.route_table import AGENTS, AnswerRoute, Route, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 from policy_server.web.session_answering import SessionAnswering, SessionStep
 
@@ -127,6 +129,20 @@ class SessionTexts:
     reset: str
 
 
+class _SessionRoute(JsonRoute):
+    """A route of a policy's sessions, which takes no other address for that of a session.
+
+    Without it `DELETE /sessions/agents`, an address that begins a team's session, would look for a
+    session of the name `agents`.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Return how a request fits the route; see Starlette's `Route`."""
+        match, child = super().matches(scope)
+        name = child.get("path_params", {}).get("session_id")
+        return (Match.NONE, {}) if f"/{name}" == AGENTS else (match, child)
+
+
 def session_routes(table: RouteTable, answering: Mapping[str, SessionAnswering]) -> APIRouter:
     """Return the routes of the policies' sessions.
 
@@ -134,7 +150,7 @@ def session_routes(table: RouteTable, answering: Mapping[str, SessionAnswering])
         table: the server's routes.
         answering: answer the steps of sessions, by the policies' names.
     """
-    router = APIRouter(route_class=JsonRoute)
+    router = APIRouter(route_class=_SessionRoute)
     for routes in table.sessions():
         _add_pages(router, routes, answering[routes.begin.policy].sessions)
     for route in table.answering("session"):

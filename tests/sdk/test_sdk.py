@@ -298,8 +298,17 @@ async def test_other_answers_of_the_same_policy_give_the_same_sdk() -> None:
             },
         ),
         ({"type": "object", "additionalProperties": False}, {"type": "object"}),
+        ({"type": "string", "pattern": r"^1\.5$"}, {"type": "string"}),
+        ({"type": "string", "pattern": "^[.]$"}, {"type": "string", "pattern": "^[.]$"}),
     ],
-    ids=["nullable", "number or list", "nullable property", "closed object"],
+    ids=[
+        "nullable",
+        "number or list",
+        "nullable property",
+        "closed object",
+        "pattern with a backslash",
+        "pattern without one",
+    ],
 )
 def test_types_that_generators_write_wrong_are_simplified(
     schema: dict[str, Any], expected: dict[str, Any]

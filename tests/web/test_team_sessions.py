@@ -258,6 +258,14 @@ async def test_session_ends_and_is_unknown_then(team: ServedTeam) -> None:
     assert_error(crossed, 409, "was begun for policy", "POST /sessions/agents")
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
+async def test_address_that_begins_a_session_is_that_of_none(team: ServedTeam, method: str) -> None:
+    answer = await team.client.request(method, "/sessions/agents")
+
+    assert_error(answer, 405, "method not allowed")
+    assert answer.headers["allow"] == "POST"
+
+
 async def test_memories_of_agents_are_bounded() -> None:
     async with served_team(max_agents=2) as team:
         session = await begun(team)
