@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import socket
+import stat
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -15,6 +17,7 @@ __all__ = [
     "check_port",
     "check_unix_socket",
     "free_port",
+    "is_dead_unix_socket",
     "open_listener",
     "reason_of",
     "remove_dead_unix_socket",
@@ -115,12 +118,16 @@ def check_unix_socket(path: str) -> None:
     Raises:
         SettingsError: with the reason.
     """
-    if _is_had(path):
+    if _error_of_asking(path) == errno.EPROTOTYPE:
         raise SettingsError(
             f"--uds: {path} can't be used: another server has it; stop that, or choose another path"
         )
     try:
-        if not Path(path).is_socket():
+        if Path(path).is_socket():
+            if _error_of_asking(path) == errno.EACCES:
+                # It may be another user's, and uvicorn would put its own in its place.
+                raise PermissionError(errno.EACCES, path)
+        else:
             with socket.socket(socket.AF_UNIX) as probe:
                 probe.bind(path)
             Path(path).unlink()
@@ -134,7 +141,8 @@ def check_unix_socket(path: str) -> None:
 def remove_dead_unix_socket(path: str) -> None:
     """Remove what a server that was killed has left of its UNIX socket.
 
-    uvicorn with several workers, or with `--reload`, does not, and can't start there.
+    uvicorn with several workers, or with `--reload`, does not, and can't start there. With it go
+    those that its workers have put aside (`http_server.socket_file`).
 
     Args:
         path: of the socket. Where no socket is, or one that a process has, nothing is removed.
@@ -142,29 +150,44 @@ def remove_dead_unix_socket(path: str) -> None:
     Raises:
         SettingsError: if it can't be removed.
     """
-    if Path(path).is_socket() and not _is_had(path):
+    place = Path(path)
+    for known in (place, *place.parent.glob(f"{glob.escape(place.name)}.[0-9]*")):
         try:
-            Path(path).unlink(missing_ok=True)
+            if is_dead_unix_socket(str(known)):
+                known.unlink(missing_ok=True)
         except OSError as error:
             raise SettingsError(
-                f"--uds: {path} can't be used: a server that was killed has left it, and it can't "
+                f"--uds: {known} can't be used: a server that was killed has left it, and it can't "
                 f"be removed: {reason_of(error)}"
             ) from error
 
 
-def _is_had(path: str) -> bool:
-    """Return whether a process has the UNIX socket of a path, listening or not.
+def is_dead_unix_socket(path: str) -> bool:
+    """Return whether a UNIX socket is at a path that no process has.
+
+    Args:
+        path: of the socket. One that this user may not ask is another's.
+    """
+    try:
+        is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:
+        return False
+    return is_socket and _error_of_asking(path) == errno.ECONNREFUSED
+
+
+def _error_of_asking(path: str) -> int | None:
+    """Return the number of the error by which a UNIX socket tells whether a process has it.
 
     A server of several workers listens seconds after it has taken the path, and not at all while it
-    ends. So a socket of another kind asks, which no server takes: it hears that the kind is wrong,
-    or that nobody is there.
+    ends. So a socket of another kind asks, which no server takes: it hears that the kind is wrong
+    (EPROTOTYPE), or that nobody is there (ECONNREFUSED).
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(path)
         except OSError as error:
-            return error.errno == errno.EPROTOTYPE
-    return True
+            return error.errno
+    return errno.EPROTOTYPE
 
 
 def free_port(host: str) -> int:

@@ -33,7 +33,10 @@ def accept_many_a_turn() -> None:
     loop = asyncio.get_running_loop()
     if type(loop).__module__.partition(".")[0] == _UVLOOP:
         for name in ("create_server", "create_unix_server"):
-            setattr(loop, name, partial(_listen, getattr(loop, name)))
+            listen = getattr(loop, name)
+            # A loop may serve again and again.
+            if getattr(listen, "func", None) is not _listen:
+                setattr(loop, name, partial(_listen, listen))
 
 
 async def _listen(

@@ -13,6 +13,8 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
+from policy_server.ports import is_dead_unix_socket
+
 __all__ = ["SocketFile"]
 
 # The shortest queue has one place; a worker that has not closed its listener yet takes some.
@@ -35,16 +37,17 @@ class SocketFile:
         # Where the socket and the one that stands in for it are meanwhile.
         self._aside = Path(f"{self._path}.{supervisor}")
         self._next = Path(f"{self._path}.{supervisor}.new")
-        if supervisor and _identity_of(self._aside) is not None:
-            # A worker that ended before this one could not put it back.
-            self._aside.rename(self._path)
+        if supervisor:
+            self._put_back_for_others()
         self._identity = _identity_of(self._path)
         self._stand_in: socket.socket | None = None
 
     def remove(self) -> None:
         """Remove it: clients find nothing, and the next server may put its own there."""
         if self._is_there():
-            self._path.unlink()
+            # Where the folder may not be written to any more, clients come on.
+            with suppress(OSError):
+                self._path.unlink()
 
     def put_aside(self) -> None:
         """Have clients refused, where a supervisor keeps the socket for workers to come.
@@ -63,7 +66,8 @@ class SocketFile:
             # The folder may not be written to, or the name is too long: clients come on.
             stand_in.close()
             for path in (self._next, self._aside):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
             return
         self._stand_in, self._identity = stand_in, _identity_of(self._path)
 
@@ -88,6 +92,14 @@ class SocketFile:
             self._aside.unlink(missing_ok=True)
         self._stand_in.close()
         self._stand_in = None
+
+    def _put_back_for_others(self) -> None:
+        """Put back what a worker that has ended put aside, and could not put back itself."""
+        if is_dead_unix_socket(str(self._aside)):
+            # It is of a server that was killed, whose process had the same number.
+            self._aside.unlink()
+        elif _identity_of(self._aside) is not None:
+            self._aside.rename(self._path)
 
     def _is_there(self) -> bool:
         return self._identity is not None and _identity_of(self._path) == self._identity

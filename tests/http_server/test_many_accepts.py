@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from starlette.types import Receive, Scope, Send
 
 from policy_server.http_server import HttpServer
 from policy_server.http_server.connection_limits import ConnectionWatch
+from policy_server.http_server.many_accepts import accept_many_a_turn
 from tests.support.certificates import write_certificate
 from tests.support.connections import LIMITS
 from tests.support.servers import answer_lifespan, served_app
@@ -121,3 +123,27 @@ def test_every_listener_ends_with_the_server(listener: str, tmp_path: Path) -> N
     assert answers == [b"HTTP/1.1 204"] * CLIENTS
     with pytest.raises(OSError, match=r"refused|No such file"), connected(address):
         pass
+
+
+def test_loop_that_serves_again_listens_no_more_often() -> None:
+    class Protocol(asyncio.Protocol):
+        """Stands for uvicorn's."""
+
+    Protocol.__module__ = "uvicorn.server"
+
+    async def open_files() -> list[int]:
+        found = []
+        for _ in range(3):
+            accept_many_a_turn()
+            before = len(list(Path("/proc/self/fd").iterdir()))
+            server = await asyncio.get_running_loop().create_server(Protocol, "127.0.0.1", 0)
+            found.append(len(list(Path("/proc/self/fd").iterdir())) - before)
+            server.close()
+            await server.wait_closed()
+        return found
+
+    found = uvloop.run(open_files())
+
+    # Of each listener, and one of the event loop's own at first.
+    assert min(found) >= 8
+    assert max(found) < 16

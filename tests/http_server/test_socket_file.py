@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from policy_server.errors import SettingsError
 from policy_server.http_server.socket_file import SocketFile
-from policy_server.ports import check_unix_socket
+from policy_server.ports import check_unix_socket, remove_dead_unix_socket
 
 
 @pytest.fixture
@@ -126,6 +127,63 @@ def test_next_worker_takes_clients_again(tmp_path: Path, listener: socket.socket
     connected(path).close()
 
     assert names(tmp_path) == ["s"]
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> Path:
+    """Leave a socket as a server that was killed does while it ended, and return its path."""
+    path = tmp_path / "s.1"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(path))
+    return path
+
+
+@pytest.mark.usefixtures("dead", "listener")
+def test_worker_does_not_put_back_what_a_killed_server_has_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+
+    SocketFile(str(path), supervisor=1)
+    connected(path).close()
+
+    assert names(tmp_path) == ["s"]
+
+
+@pytest.mark.usefixtures("dead", "listener")
+def test_what_a_killed_server_has_put_aside_is_removed(tmp_path: Path) -> None:
+    remove_dead_unix_socket(str(tmp_path / "s"))
+
+    assert names(tmp_path) == ["s"]
+
+
+@pytest.mark.usefixtures("listener")
+def test_file_that_cant_be_removed_any_more_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = SocketFile(str(tmp_path / "s"), supervisor=1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    for name in ("unlink", "rename"):
+        monkeypatch.setattr(Path, name, refuse)
+    known.remove()
+    known.put_aside()
+
+    connected(tmp_path / "s").close()
+
+
+def test_socket_of_another_user_is_neither_taken_nor_removed(
+    dead: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    remove_dead_unix_socket(str(dead))
+
+    assert dead.is_socket()
+    with pytest.raises(SettingsError, match="can't be used: Permission denied"):
+        check_unix_socket(str(dead))
 
 
 def test_next_worker_puts_back_what_one_before_it_has_put_aside(
