@@ -37,6 +37,8 @@ _AFTER_S, _AFTER_A_HANG_S = 25.0, 50.0
 _HERE_S = 17.0
 # With Ray up to a second more until the first replica ends, and the time in which others start.
 _APART_S = 20.0
+# One that comes again before it is known may hold up a third.
+_TWICE_S = 25.0
 _OTHERS, _THOSE = "all others", "those"
 
 
@@ -124,8 +126,8 @@ _HANG_ON_HERE = Expectation(
     {_OTHERS: Limits(slowest_s=_HERE_S), _THOSE: Limits(refused=math.inf, slowest_s=_HERE_S)}
 )
 _HANG_ON = Expectation(
-    {_OTHERS: Limits(slowest_s=_APART_S), _THOSE: Limits(refused=math.inf, slowest_s=_APART_S)},
-    ready_s=_APART_S,
+    {_OTHERS: Limits(slowest_s=_TWICE_S), _THOSE: Limits(refused=math.inf, slowest_s=_TWICE_S)},
+    ready_s=_TWICE_S,
 )
 _BOUND = {"POLICY_SERVER_MAX_CALL_MEMORY_BYTES": str(_MEMORY_BYTES)}
 _ONCE = {"pause_s": 1000.0, "after_s": _AFTER_A_HANG_S}
