@@ -8,9 +8,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,40 @@ def test_worker_that_cannot_start_does_not_end_those_that_serve(tmp_path: Path) 
     assert not list(tmp_path.glob("ps-*"))
 
 
+def stopped_under_load(
+    server: Server,
+    number: signal.Signals,
+    connect: Callable[[], http.client.HTTPConnection],
+    body: str,
+    *,
+    clients: int,
+) -> tuple[list[int], list[Exception]]:
+    """Stop a server under load; return the statuses of its answers, and how others were lost."""
+    answered: list[int] = []
+
+    def ask() -> Exception | None:
+        """Ask, each time by another connection, until none is taken any more."""
+        while True:
+            link = connect()
+            try:
+                link.connect()
+            except (ConnectionRefusedError, FileNotFoundError):
+                return None
+            try:
+                link.request("POST", "/predict", body, {"access-token": KEY})
+                answered.append(link.getresponse().status)
+            except (OSError, http.client.HTTPException) as error:
+                return error
+            finally:
+                link.close()
+
+    with ThreadPoolExecutor(clients) as pool:
+        asking = [pool.submit(ask) for _ in range(clients)]
+        wait_until(lambda: len(answered) >= 80)
+        server.process.send_signal(number)
+    return answered, [reason for future in asking if (reason := future.result()) is not None]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_loses_no_request_of_clients_that_connect_again(
     tmp_path: Path, workers: int
@@ -187,29 +222,8 @@ def test_sigterm_loses_no_request_of_clients_that_connect_again(
     with running_server(home, *arguments, environment=environment) as server:
         server.child.wait_until(lambda: server.output().count(serving) == workers)
         place = httpx.URL(server.url).netloc.decode()
-        answered: list[int] = []
-
-        def ask() -> Exception | None:
-            """Ask, each time by another connection, until none is taken any more."""
-            while True:
-                link = http.client.HTTPConnection(place, timeout=30)
-                try:
-                    link.connect()
-                except ConnectionRefusedError:
-                    return None
-                try:
-                    link.request("POST", "/predict", body, {"access-token": KEY})
-                    answered.append(link.getresponse().status)
-                except (OSError, http.client.HTTPException) as error:
-                    return error
-                finally:
-                    link.close()
-
-        with ThreadPoolExecutor(8) as pool:
-            asking = [pool.submit(ask) for _ in range(8)]
-            wait_until(lambda: len(answered) >= 80)
-            server.process.send_signal(signal.SIGTERM)
-        lost = [reason for future in asking if (reason := future.result()) is not None]
+        connect = partial(http.client.HTTPConnection, place, timeout=30)
+        answered, lost = stopped_under_load(server, signal.SIGTERM, connect, body, clients=8)
 
         assert lost == []
         assert {*answered} == {httpx.codes.OK}
@@ -228,29 +242,8 @@ def test_stop_loses_no_request_at_a_unix_socket_and_leaves_no_file(
     body = json.dumps(CASES[0]["observation"])
     path = tmp_path / "s"
     with at_unix_socket(home, path, workers) as server:
-        answered: list[int] = []
-
-        def ask() -> Exception | None:
-            """Ask, each time by another connection, until none is taken any more."""
-            while True:
-                link = UnixConnection(path, timeout=30)
-                try:
-                    link.connect()
-                except (ConnectionRefusedError, FileNotFoundError):
-                    return None
-                try:
-                    link.request("POST", "/predict", body, {"access-token": KEY})
-                    answered.append(link.getresponse().status)
-                except (OSError, http.client.HTTPException) as error:
-                    return error
-                finally:
-                    link.close()
-
-        with ThreadPoolExecutor(16) as pool:
-            asking = [pool.submit(ask) for _ in range(16)]
-            wait_until(lambda: len(answered) >= 80)
-            server.process.send_signal(number)
-        lost = [reason for future in asking if (reason := future.result()) is not None]
+        connect = partial(UnixConnection, path, timeout=30)
+        answered, lost = stopped_under_load(server, number, connect, body, clients=16)
 
         assert lost == []
         assert {*answered} == {httpx.codes.OK}
