@@ -13,11 +13,12 @@ import asyncio
 import ctypes
 import logging
 import os
+import select
 import signal
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -37,6 +38,9 @@ _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 # An event loop takes one or several of those that lie in a queue in each turn (`many_accepts`).
 _QUEUE_S = 0.03
+# A process that got no processor time has taken none by then. Where clients can't be refused, the
+# queue is never empty for sure.
+_LONGEST_QUEUE_S = 5.0
 
 
 def accept_clients(listeners: Iterable[socket.socket]) -> None:
@@ -151,12 +155,16 @@ class _EndOfListening:
 
     def _refuse(self, number: int) -> None:
         is_last = self._worker is None or self._worker.stop_serving()
+        listening: list[int] = []
         if is_last and not self._is_given:
-            for server in self._running.servers:
-                for known in server.sockets:
-                    _refuse_clients(known.fileno())
+            listening = [
+                known.fileno() for server in self._running.servers for known in server.sockets
+            ]
+            for descriptor in listening:
+                _refuse_clients(descriptor)
             self._leave_file()
-        self._loop.call_later(_QUEUE_S, self._end, number)
+        latest = self._loop.time() + _LONGEST_QUEUE_S
+        self._loop.call_later(_QUEUE_S, self._end, number, listening, latest)
 
     def _leave_file(self) -> None:
         if self._file is None:
@@ -176,9 +184,13 @@ class _EndOfListening:
             with self._listener:
                 self._file.put_back(self._listener)
 
-    def _end(self, number: int) -> None:
+    def _end(self, number: int, listening: Sequence[int], latest: float) -> None:
         # A second signal may have come first: uvicorn takes SIGINT behind another one for haste.
-        if not self._is_noted:
+        if self._is_noted:
+            return
+        if self._loop.time() < latest and _has_client(listening):
+            self._loop.call_later(_QUEUE_S, self._end, number, listening, latest)
+        else:
             self._note(number, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -201,3 +213,11 @@ def _refuse_clients(descriptor: int) -> None:
     # A UNIX socket has no packets (see `socket_file`), and other systems no such filter.
     with socket.socket(fileno=os.dup(descriptor)) as listener, suppress(OSError):
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def _has_client(listening: Iterable[int]) -> bool:
+    """Return whether a connection lies in the queue of a socket."""
+    queues = select.poll()
+    for descriptor in listening:
+        queues.register(descriptor, select.POLLIN)
+    return any(events & select.POLLIN for _, events in queues.poll(0))

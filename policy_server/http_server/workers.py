@@ -7,11 +7,13 @@ import logging
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing import parent_process
 from pathlib import Path
 
 from policy_server.errors import SettingsError
+from policy_server.files.locks import FileLock
 from policy_server.files.shared_folders import share_folder
 
 __all__ = ["Worker"]
@@ -75,20 +77,29 @@ class Worker:
         return os.getppid() == self.supervisor
 
     def stop_serving(self) -> bool:
-        """Note that this worker serves no more; return whether it was the last one that did."""
-        (self.folder / f"{_SERVING}{os.getpid()}").unlink(missing_ok=True)
-        return not self.has_serving_siblings()
+        """Note that this worker serves no more; return whether it was the last one that did.
+
+        Of workers that are stopped together, one is the last.
+        """
+        try:
+            turn: AbstractContextManager[object] = FileLock(self.folder, is_folder=True)
+        except OSError:
+            # The folder is gone, with the notes of all.
+            turn = nullcontext()
+        with turn:
+            (self.folder / f"{_SERVING}{os.getpid()}").unlink(missing_ok=True)
+            return not self.has_serving_siblings()
 
     def has_serving_siblings(self) -> bool:
         """Return whether another worker serves."""
-        pids = (int(path.name.removeprefix(_SERVING)) for path in self.folder.glob(f"{_SERVING}*"))
+        pids = (int(path.name.removeprefix(_SERVING)) for path in self._serving())
         return any(pid != os.getpid() and _is_worker_of(self.supervisor, pid) for pid in pids)
 
     def leave(self) -> None:
         """Remove the workers' folder, if this worker is the last one in it."""
         if self.stop_serving():
             # Those that were killed could not remove theirs.
-            for path in self.folder.glob(f"{_SERVING}*"):
+            for path in self._serving():
                 path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
@@ -120,6 +131,13 @@ class Worker:
         (self.folder / _LAST_WORD).unlink(missing_ok=True)
         if self.has_supervisor():
             os.kill(self.supervisor, _FATAL)
+
+    def _serving(self) -> Sequence[Path]:
+        """Return the notes of the workers that serve; none once the folder is gone."""
+        try:
+            return [path for path in self.folder.iterdir() if path.name.startswith(_SERVING)]
+        except OSError:
+            return []
 
     def _has_other_workers(self) -> bool:
         return any(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -40,6 +42,22 @@ async def test_uvicorn_hears_of_a_signal_once(heard: list[int]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.sleep(0.1)
 
+    assert heard == [signal.SIGTERM]
+
+
+async def test_uvicorn_goes_on_until_the_queue_of_connections_is_empty(heard: list[int]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = running()
+        server.servers = [SimpleNamespace(sockets=[listener])]  # type: ignore[list-item]  # a stand-in
+        end_listening_first(server)
+        with socket.create_connection(listener.getsockname()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            early = list(heard)
+            listener.accept()[0].close()
+            await asyncio.sleep(0.1)
+
+    assert early == []
     assert heard == [signal.SIGTERM]
 
 
