@@ -139,3 +139,22 @@ def test_bodies_that_may_wait_are_no_lost_memory() -> None:
     assert judge(replace(run, bodies_mb=10.0)) == [
         "memory: expected 20 MB more than before at the most, got 66.0 MB before and 96.0 MB"
     ]
+
+
+@pytest.mark.parametrize(
+    ("last_mb", "broken"),
+    [
+        (80.0, []),
+        (
+            80.6,
+            [
+                "memory: expected it to grow by 5 MB under the load at the most, got 75.5 MB and "
+                "then 80.6 MB"
+            ],
+        ),
+    ],
+)
+def test_bodies_that_wait_may_vary_by_a_tenth(last_mb: float, broken: list[str]) -> None:
+    run = replace(HELD, memory_mb=(66.0, 75.5, 76.0, last_mb), bodies_mb=30.0)
+
+    assert judge(run) == broken

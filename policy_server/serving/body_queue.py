@@ -19,9 +19,19 @@ from policy_server.serving.wait_bound import WaitBound
 
 __all__ = ["BodyQueue", "UnreadRequest"]
 
-# For how long bodies are read, while what has come to a socket waits; and for how long requests are
-# received at the most, while bodies wait.
-_TURN_S = 0.005
+# For how long bodies are read when they come, before those that have come besides wait.
+_BUSY_S = 0.005
+# While bodies wait: for how long they are read, while what has come to a socket waits; and for how
+# long requests are received at the most, of which a server can refuse some ten times as many as it
+# can read. A request that is refused when it comes waits for both.
+_READING_S, _RECEIVING_S = 0.001, 0.002
+# How fast bodies are read is measured for at least this share of the bound: within a few turns more
+# or fewer requests come than on average.
+_MEASURED_SHARE = 0.05
+# So much of the bound is accepted at first and at the most. The rest is for a machine that gets
+# slower meanwhile: all that wait by then would be refused when their turn comes, long after they
+# have come.
+_ACCEPTED_SHARE = 2 / 3
 # A body that comes so long behind the last one has not waited for it in its socket.
 _APART_S = 0.001
 # A turn of the event loop that takes less has received nothing to speak of.
@@ -69,7 +79,7 @@ class BodyQueue:
     """The requests of a process whose bodies wait to be read.
 
     For example, observations that take 1 ms to read come 4,000 times a second: with a bound of
-    100 ms some ninety of them wait here, and three of four requests are refused when they come.
+    100 ms some sixty of them wait here, and three of four requests are refused when they come.
 
     Attributes:
         is_bounded: whether bodies wait here. Where their wait has no bound, there is nothing to
@@ -96,7 +106,7 @@ class BodyQueue:
         self._max_wait_s = max_wait_s
         self._clock = clock
         # Its rows are bytes: a body takes the longer the longer it is.
-        self._bound = WaitBound(max_wait_s)
+        self._bound = WaitBound(max_wait_s, accepted_share=_ACCEPTED_SHARE)
         self._requests: deque[UnreadRequest] = deque()
         self._waiting = 0
         self._waiting_bytes = 0
@@ -121,7 +131,7 @@ class BodyQueue:
         if not self._is_paused:
             if request.started - self._ended > _APART_S:
                 self._began = request.started
-            if request.started - self._began < _TURN_S:
+            if request.started - self._began < _BUSY_S:
                 request.read_body()
                 self._ended = self._clock()
                 return
@@ -154,7 +164,7 @@ class BodyQueue:
         """Begin to let requests wait, and to measure how fast bodies are read."""
         self._is_paused = True
         self._turned = self._paused = self._measured = now
-        self._read_bytes, self._slowest_s = 0, 0.0
+        self._read_bytes = 0
         # It runs before the sockets are looked at again.
         asyncio.get_running_loop().call_soon(self._end_turn)
 
@@ -189,7 +199,7 @@ class BodyQueue:
         """Read bodies, or let the event loop look at its sockets once more before that."""
         now = self._clock()
         is_quiet = now - self._turned < _QUIET_S
-        if is_quiet or now - self._paused >= _TURN_S:
+        if is_quiet or now - self._paused >= _RECEIVING_S:
             self._learn(now)
             self._read_waiting(now)
             now = self._paused = self._clock()
@@ -203,7 +213,7 @@ class BodyQueue:
 
     def _read_waiting(self, began: float) -> None:
         requests, now = self._requests, began
-        while requests and now - began < _TURN_S:
+        while requests and now - began < _READING_S:
             request = requests.popleft()
             if not request.is_unread:
                 continue
@@ -213,18 +223,20 @@ class BodyQueue:
                 now = self._clock()
 
     def _learn(self, now: float) -> None:
-        """Learn from the bodies that were read since the last time, and begin to count anew."""
-        if self._read_bytes:
-            self._bound.measure(self._read_bytes, started=self._measured, ended=now)
+        """Learn from the bodies that were read, and from those that were answered or refused."""
         if self._slowest_s:
             self._bound.learn(self._slowest_s)
-        self._measured, self._read_bytes, self._slowest_s = now, 0, 0.0
+            self._slowest_s = 0.0
+        if self._read_bytes and now - self._measured >= _MEASURED_SHARE * self._max_wait_s:
+            self._bound.measure(self._read_bytes, started=self._measured, ended=now)
+            self._measured, self._read_bytes = now, 0
 
     def _read(self, request: UnreadRequest, now: float) -> None:
         size, deadline = _size(request), request.own_deadline
         if deadline is not None and deadline <= now:
             request.refuse("deadline", DeadlineError())
-        elif self._bound.is_too_late(now - request.started, size):
+        elif self._bound.is_too_late(waited_s := now - request.started, size):
+            self.note_answer(waited_s + self._bound.expected_s(size))
             self._refuse_slow(request)
         else:
             self._read_bytes += size

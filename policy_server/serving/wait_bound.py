@@ -33,18 +33,26 @@ class WaitBound:
     behind at most 44 others, and behind fewer where such calls were answered after 90 ms.
     """
 
-    def __init__(self, longest_s: float, *, whole_share: float = WHOLE_SHARE) -> None:
+    def __init__(
+        self,
+        longest_s: float,
+        *,
+        whole_share: float = WHOLE_SHARE,
+        accepted_share: float = 1.0,
+    ) -> None:
         """Own the measured times; nothing is known at first, and every question is accepted.
 
         Args:
             longest_s: the longest wait for an answer, in seconds.
             whole_share: the share of it from which on an answer is late.
+            accepted_share: the largest share of it that a question is expected to wait for when it
+                is accepted; no more than `whole_share` in any case.
         """
         self._late_s = whole_share * longest_s
         self._longest_s = longest_s
         self._old_s = _OLD_SHARE * longest_s
         self._rate = ServiceRate()
-        self._whole_share = self._share = whole_share
+        self._most_share = self._share = min(whole_share, accepted_share)
 
     @property
     def accepted_s(self) -> float:
@@ -86,8 +94,8 @@ class WaitBound:
         """
         if self.is_late(waited_s):
             self._share = max(self._share - _FALL, _LEAST_SHARE)
-        elif self._share < self._whole_share:
-            self._share = min(self._share + _RISE, self._whole_share)
+        elif self._share < self._most_share:
+            self._share = min(self._share + _RISE, self._most_share)
 
     def is_late(self, waited_s: float) -> bool:
         """Return whether an answer is late.

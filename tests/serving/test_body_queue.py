@@ -220,3 +220,34 @@ async def test_answers_that_were_too_late_let_fewer_requests_wait() -> None:
 
     in_time, late = waiting
     assert late < in_time / 2
+
+
+async def test_requests_that_were_refused_when_their_turn_came_let_fewer_wait() -> None:
+    waiting = []
+    for standing_still_s in (0.0, 0.2):
+        bodies = Bodies(max_wait_s=0.1)
+        for _ in range(5):
+            await bodies.overload(20)
+            # What waits is too late when its turn comes.
+            bodies.now += standing_still_s
+            await turns(100)
+        before = len(bodies.refused)
+        bodies.come(*(str(number) for number in range(200)))
+        waiting.append(200 - (len(bodies.refused) - before))
+
+    as_before, behind = waiting
+    assert behind < as_before / 2
+
+
+async def test_one_body_of_two_milliseconds_is_read_between_two_looks_at_the_sockets() -> None:
+    bodies = Bodies()
+    bodies.come(*"abcdefgh")
+    read = []
+
+    for _ in range(20):
+        before = len(bodies.read)
+        await asyncio.sleep(0)
+        read.append(len(bodies.read) - before)
+
+    assert set(read) == {0, 1}
+    assert bodies.read == list("abcdefgh")

@@ -62,6 +62,17 @@ def test_bound_is_used_whole_where_calls_are_in_time() -> None:
     assert bound.fitting == pytest.approx(0.9 * _BOUND_S / _ROW_S)
 
 
+def test_less_is_accepted_than_is_in_time_where_it_is_told_so() -> None:
+    bound = WaitBound(0.1, accepted_share=0.5)
+
+    for call in range(1000):
+        bound.observe(10, asked=call * 0.02 - 0.04, started=call * 0.02 - 0.02, ended=call * 0.02)
+
+    assert bound.accepted_s == pytest.approx(0.05)
+    assert not bound.is_late(0.089)
+    assert bound.is_late(0.091)
+
+
 def test_late_calls_let_fewer_in_and_calls_in_time_more_again() -> None:
     bound = WaitBound(_BOUND_S)
     for call in range(30):
