@@ -51,6 +51,7 @@ class Worker:
         assert parent.pid is not None, "it was started"
         self.supervisor: int = parent.pid
         self._parents_end = parent.sentinel
+        self._is_orphan = False
         shared = share_folder(_PURPOSE, parent=self.supervisor)
         self.folder, self.is_first = shared.path, shared.is_new
 
@@ -66,6 +67,8 @@ class Worker:
         loop = asyncio.get_running_loop()
 
         def end() -> None:
+            # Its pipes are closed some time before the kernel gives its children to another parent.
+            self._is_orphan = True
             loop.remove_reader(self._parents_end)
             logger.warning("supervisor_lost")
             os.kill(os.getpid(), signal.SIGTERM)
@@ -74,7 +77,7 @@ class Worker:
 
     def has_supervisor(self) -> bool:
         """Return whether the process that started this one still runs."""
-        return os.getppid() == self.supervisor
+        return not self._is_orphan and os.getppid() == self.supervisor
 
     def stop_serving(self) -> bool:
         """Note that this worker serves no more; return whether it was the last one that did.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
+import os
+import signal
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from policy_server.http_server import workers
 from policy_server.http_server.workers import Worker
 
 ROUNDS = 200
@@ -35,15 +40,37 @@ def test_one_of_workers_that_stop_together_is_the_last(
     spawning = multiprocessing.get_context("spawn")
     together = spawning.Barrier(2)
     pipes = [spawning.Pipe() for _ in range(2)]
-    workers = [
+    processes = [
         spawning.Process(target=stop_again_and_again, args=(theirs, together))
         for _, theirs in pipes
     ]
-    for worker in workers:
-        worker.start()
+    for process in processes:
+        process.start()
     said = [ours.recv() if ours.poll(120) else [] for ours, _ in pipes]
-    for worker in workers:
-        worker.join(60)
+    for process in processes:
+        process.join(60)
 
     assert [one + other for one, other in zip(*said, strict=True)] == [1] * ROUNDS
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_supervisor_that_is_ending_is_none_though_it_is_still_the_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    of_parent, by_parent = os.pipe()
+    parent = SimpleNamespace(pid=os.getppid(), sentinel=of_parent)
+    monkeypatch.setattr(workers, "parent_process", lambda: parent)
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    worker = Worker()
+    worker.end_with_supervisor()
+    before = worker.has_supervisor()
+
+    os.close(by_parent)
+    await asyncio.wait_for(told.wait(), 30)
+
+    assert (before, worker.has_supervisor()) == (True, False)
+    worker.leave()
+    os.close(of_parent)
