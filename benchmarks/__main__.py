@@ -68,7 +68,9 @@ def _counts(text: str) -> list[int]:
 
 
 def _positive(text: str) -> int:
-    return _counts(text)[0]
+    if not text.strip().isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:

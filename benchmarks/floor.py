@@ -11,6 +11,7 @@ server uses, without validation: a bare echo.
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import msgpack
@@ -20,8 +21,9 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from benchmarks.arguments import parser_of
+from benchmarks.arguments import parser_of, port_number
 from policy_server.observations import ObservationSpace
+from policy_server.ports import reason_of
 from policy_server.schema import read_schema
 
 __all__ = ["CONSTANT_ACTION", "CONSTANT_BODY", "CONSTANT_PROBABILITY", "Echo", "Floor", "main"]
@@ -125,8 +127,12 @@ async def _serve(port: int) -> None:
 def main() -> None:
     """Serve on the port that is named, until a signal ends it."""
     parser = parser_of("benchmarks.floor", __doc__)
-    parser.add_argument("port", type=int, help="of 127.0.0.1")
-    uvloop.run(_serve(parser.parse_args().port))
+    parser.add_argument("port", type=port_number, help="of 127.0.0.1")
+    port = parser.parse_args().port
+    try:
+        uvloop.run(_serve(port))
+    except OSError as error:
+        sys.exit(f"benchmarks.floor: port {port} can't be used: {reason_of(error)}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import asyncio
 import io
 import json
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from websockets.sync.server import ServerConnection, serve
 from websockets.uri import parse_uri
 
 from benchmarks.__main__ import PARTS, main
+from benchmarks.arguments import port_number
 from benchmarks.failures import BenchmarkError
 from benchmarks.floor import CONSTANT_BODY, Echo, Floor
 from benchmarks.load import check_answered, check_wrk, parse_wrk
@@ -810,6 +813,36 @@ def test_a_run_measures_and_writes(tmp_path: Path) -> None:
     assert not results.missing
     assert "a constant answer" in (tmp_path / "benchmark.md").read_text()
     assert (tmp_path / "benchmark.svg").exists()
+
+
+@pytest.mark.parametrize("text", ["0", "99999", "-1", "1.5", "http"])
+def test_port_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"expected a port, from 1 to 65535"):
+        port_number(text)
+
+
+def test_floor_says_in_a_line_that_its_port_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.floor", str(port)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == (f"benchmarks.floor: port {port} can't be used: Address already in use\n")
+
+
+@pytest.mark.parametrize("text", ["nan", "0", "-3", "1,2", "1.5"])
+def test_length_that_is_none_is_refused_as_one_number(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--seconds", text])
+
+    assert f"{text}: expected a whole number from 1" in capsys.readouterr().err
 
 
 # Documentation and layers

@@ -90,33 +90,39 @@ class HotHttpProtocol(LimitedHttpProtocol):
     def finish(self, request: HotRequest, status: int, lines: bytes, body: bytes) -> None:
         """Write an answer in its turn; see `Connection`."""
         self.tasks.discard(request)
-        state, pending = self.server_state, self._pending
+        pending = self._pending
         if not pending:
             # Its client has gone.
+            request.tell(status, lines)
             return
-        state.total_requests += 1
-        self._moves += 1
-        heads = self._heads
-        if status != _OK or state.default_headers is not heads.default_headers:
-            opening = heads.opening(state.default_headers, status)
-        else:
-            opening = heads.ok_opening
         is_alone = len(pending) == 1 and not self._held and not self._is_draining
         if is_alone and request.head.is_kept_alive:
             pending.clear()
-            self._write(b"%b%b\r\n%b" % (opening, lines, body))
+            lines = request.tell(status, lines)
+            self._write(b"%b%b\r\n%b" % (self._opening(status), lines, body))
             return
-        is_last = not request.head.is_kept_alive or (self._is_draining and self._is_last(request))
-        ending = _CLOSE if is_last else b""
-        request.written = b"%b%b%b\r\n%b" % (opening, lines, ending, body)
-        while pending and (data := pending[0].written) is not None:
-            done = pending.popleft()
-            self._write(data)
-            if not done.head.is_kept_alive or (is_last and done is request):
+        request.outcome = (status, lines, body)
+        while pending and (outcome := pending[0].outcome) is not None:
+            done, (status, lines, body) = pending[0], outcome
+            is_last = not done.head.is_kept_alive or (self._is_draining and self._is_last(done))
+            pending.popleft()
+            lines = done.tell(status, lines)
+            ending = _CLOSE if is_last else b""
+            self._write(b"%b%b%b\r\n%b" % (self._opening(status), lines, ending, body))
+            if is_last:
                 self.drop()
                 return
         if not pending:
             self._is_answered()
+
+    def _opening(self, status: int) -> bytes:
+        """Return the start of the head of an answer, and count it."""
+        state, heads = self.server_state, self._heads
+        state.total_requests += 1
+        self._moves += 1
+        if status != _OK or state.default_headers is not heads.default_headers:
+            return heads.opening(state.default_headers, status)
+        return heads.ok_opening
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Begin; see `LimitedHttpProtocol`."""
@@ -260,8 +266,11 @@ class HotHttpProtocol(LimitedHttpProtocol):
     def _give_up(self) -> None:
         pending, self._pending = self._pending, deque()
         for request in pending:
-            if request.written is None:
+            if request.outcome is None:
                 request.disconnect()
+            else:
+                status, lines, _ = request.outcome
+                request.tell(status, lines)
             if request.is_done:
                 self.forget(request)
         self._held.clear()

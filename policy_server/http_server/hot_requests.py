@@ -112,13 +112,25 @@ class HotRequest(Waiting):
         connection: the connection.
         head: the head of the request.
         started: when it had come whole, by `time.perf_counter`.
-        written: its answer, where it waits for those before it.
+        outcome: the status, own headers and body of its answer, where it waits for those before it.
     """
 
     connection: Connection
     head: RequestHead
     started: float
-    written: bytes | None = None
+    outcome: tuple[int, bytes, bytes] | None = None
+
+    def tell(self, status: int, lines: bytes) -> bytes:
+        """Count and log the answer, whose turn it is to be written.
+
+        Args:
+            status: of the answer.
+            lines: its own headers, each ended by CRLF.
+
+        Returns:
+            The headers, with those that tell of the moment.
+        """
+        raise NotImplementedError
 
     def disconnect(self) -> None:
         """Give the question up: the client has gone.

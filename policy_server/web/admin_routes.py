@@ -20,6 +20,8 @@ __all__ = ["admin_routes"]
 
 _POLICY = f"{ADMIN}/policies/{{policy}}"
 _JSON = "application/json"
+# Of the body that has it.
+_LONGEST_ADDRESS = 65_536
 _NO_ADDRESS = (
     'the body is no {"model": "s3://..."}; send that, or the archive itself as application/zip'
 )
@@ -92,7 +94,7 @@ def admin_routes(administration: Administration, *, default: str) -> APIRouter:
             deployment = await administration.deploy_address(
                 policy,
                 version,
-                _address_in(await request.body()),
+                await _address_in(request),
                 percent=percent,
                 is_shadow=shadow,
             )
@@ -155,9 +157,15 @@ def _status_of(
     )
 
 
-def _address_in(body: bytes) -> str:
+async def _address_in(request: Request) -> str:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > _LONGEST_ADDRESS:
+            # What follows may be gigabytes: the limit of this route is that of archives.
+            raise DeploymentError(_NO_ADDRESS)
     try:
-        address = _Address.model_validate_json(body).model.strip()
+        address = _Address.model_validate_json(bytes(body)).model.strip()
     except ValidationError as error:
         raise DeploymentError(_NO_ADDRESS) from error
     if not address:

@@ -261,7 +261,7 @@ class HotReply(HotRequest):
         logger.info("client_disconnected", extra={"request_id": self.request_id})
 
     def finish(self, status: int, lines: bytes, body: bytes) -> None:
-        """Count, log and write the answer, or end the connection where that fails.
+        """Write the answer in its turn, or end the connection where that fails.
 
         Args:
             status: of the answer.
@@ -272,23 +272,28 @@ class HotReply(HotRequest):
             decision = self._decision
             if decision.is_limited:
                 self.share.end()
-            stamp = self._own.stamp
-            if stamp:
-                lines += _header_lines(stamp_lines(stamp, self.taken_up))
-            seconds = time.perf_counter() - self.started
-            if status == _OK:
-                decision.observe_answer(seconds)
-                if self.has_waited:
-                    decision.bodies.note_answer(seconds)
-            else:
-                decision.observe_error(status, seconds)
-            if decision.request_log.is_on:
-                decision.log(self, status, seconds)
+            if self.has_waited and status == _OK:
+                decision.bodies.note_answer(time.perf_counter() - self.started)
             self.connection.finish(self, status, lines, body)
         except Exception:
             # Whoever calls has the answers of other connections yet to give.
             logger.exception("answer_not_taken", extra={"request_id": self.request_id})
             self.abort()
+
+    def tell(self, status: int, lines: bytes) -> bytes:
+        """Count and log the answer; see `HotRequest`."""
+        decision = self._decision
+        stamp = self._own.stamp
+        if stamp:
+            lines += _header_lines(stamp_lines(stamp, self.taken_up))
+        seconds = time.perf_counter() - self.started
+        if status == _OK:
+            decision.observe_answer(seconds)
+        else:
+            decision.observe_error(status, seconds)
+        if decision.request_log.is_on:
+            decision.log(self, status, seconds)
+        return lines
 
 
 class HotAnswering(HotDecision):

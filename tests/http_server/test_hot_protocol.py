@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -336,6 +337,52 @@ async def test_log_names_the_client_that_a_proxy_forwards_for(
     assert [(line["route"], line["method"], line["status"]) for line in lines] == [
         ("/predict", "POST", 200)
     ]
+
+
+async def test_lines_and_times_of_pipelined_requests_are_those_of_their_turns(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "policy_server.access")
+    backend = held_backend()
+    app = build(backend)
+    stamped = HEAD.replace(b"\r\nContent", b"\r\nx-observation-stamp: 1\r\nContent") + BODY
+    async with running(app):
+        gate = hold(backend)
+        protocol, transport = Server(app, is_hot=True).connect()
+        # Refused at once, while the one before it waits.
+        protocol.data_received(stamped + stamped.replace(b'"cat"', b'"dog"') + stamped)
+        await asyncio.sleep(0.1)
+        early = list(caplog.records)
+        gate.set()
+        await until(lambda: len(answers_in(transport.written)) == 3)
+
+    lines = [vars(item) for item in caplog.records if item.name == "policy_server.access"]
+    held_ms = [
+        float(dict(answer.headers)[b"x-held-ms"]) for answer in answers_in(transport.written)
+    ]
+    assert [item for item in early if item.name == "policy_server.access"] == []
+    assert [line["status"] for line in lines] == [200, 422, 200]
+    assert min(held_ms) >= 99
+    assert min(line["duration_ms"] for line in lines) >= 99
+
+
+async def test_answer_that_waited_behind_others_has_a_line_though_its_client_has_gone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "policy_server.access")
+    backend, metrics = held_backend(), Metrics()
+    app = build(backend, metrics=metrics)
+    async with running(app):
+        hold(backend)
+        protocol, _ = Server(app, is_hot=True).connect()
+        protocol.data_received(REQUEST + REQUEST.replace(b'"cat"', b'"dog"'))
+        await turns()
+        protocol.connection_lost(None)
+        await turns()
+
+    lines = [vars(item) for item in caplog.records if item.name == "policy_server.access"]
+    assert [line["status"] for line in lines] == [422]
+    assert metrics.snapshot().numbers["requests"] == {("/predict", "422", "default"): 1.0}
 
 
 async def test_hot_requests_are_counted_as_others_are() -> None:

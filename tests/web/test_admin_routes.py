@@ -306,6 +306,23 @@ async def test_model_is_deployed_from_an_address(home: Path, tmp_path: Path) -> 
     assert still_live == "next"
 
 
+async def test_body_that_is_too_long_for_an_address_is_not_read_to_its_end(home: Path) -> None:
+    sent: list[None] = []
+
+    async def spaces() -> AsyncIterator[bytes]:
+        for _ in range(1000):
+            sent.append(None)
+            yield b" " * 65_536
+
+    async with served(home) as client:
+        headers = {"content-type": "application/json"}
+        answer = await admin(client, "POST", VERSIONS, content=spaces(), headers=headers)
+
+    assert answer.status_code == 409
+    assert 'the body is no {"model"' in answer.json()["detail"]
+    assert len(sent) < 10
+
+
 async def test_start_serves_the_files_that_were_deployed_or_none(
     home: Path, tmp_path: Path
 ) -> None:
