@@ -43,7 +43,12 @@ def compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_configure() -> None:
-    """Let interrupted programs hear it where a background shell has them ignore it."""
+    """Let interrupted programs hear it where a background shell has them ignore it.
+
+    The imports of all modules make millions of objects and next to no garbage: until they are done,
+    each collection would look at them in vain.
+    """
+    gc.disable()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -67,3 +72,4 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()

@@ -13,6 +13,7 @@ READS_CERTIFICATES = re.compile(
     r"httpx\.(?:get|post|put|delete|request|stream|Client|AsyncClient)\("
     r"(?![^()]*(?:\([^()]*\)[^()]*)*\b(?:verify|transport)=)"
 )
+MARK = r"mark\.(service|page)"
 
 
 def test_no_two_modules_have_one_name() -> None:
@@ -34,3 +35,13 @@ def test_no_test_reads_the_authorities_certificates_for_a_client_of_its_own() ->
     ]
 
     assert own == []
+
+
+def test_marks_of_tests_that_start_servers_stand_in_their_own_modules() -> None:
+    # `make test-servers` finds the modules by them.
+    marked = [path for path in TESTS.rglob("*.py") if re.search(MARK, path.read_text())]
+
+    assert len(marked) > 20
+    assert [path for path in marked if not path.name.startswith("test_")] == []
+    makefile = (TESTS.parent / "Makefile").read_text()
+    assert f'"test_*.py" "{MARK}" tests)' in makefile

@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,6 +27,10 @@ from policy_server.sdk.openapi_document import Document
 __all__ = ["Sdk", "SdkStore", "files_of"]
 
 logger = logging.getLogger(__name__)
+
+Generate = Callable[
+    [Document, Sequence[Language]], Coroutine[Any, Any, Mapping[LanguageName, Files]]
+]
 
 _KEPT_ZIPS = 32
 # Zip files know no time before 1980, and no time is needed: the same SDK is the same bytes.
@@ -77,13 +81,13 @@ class SdkStore:
         self,
         folder: Path,
         *,
-        generate: Callable[[Document, Language], Coroutine[Any, Any, Files]] = generate,
+        generate: Generate = generate,
     ) -> None:
         """Own the zips in a folder, which is made with the first one.
 
         Args:
             folder: holds the zips.
-            generate: writes an SDK.
+            generate: writes SDKs.
         """
         self._folder = folder
         self._generate = generate
@@ -132,22 +136,32 @@ class SdkStore:
             task.exception()
 
     async def _make(self, sdk: Sdk) -> bytes:
-        if len(sdk.languages) > 1:
-            parts = [await self.fetch(Sdk.of(sdk.document, [name])) for name in sdk.languages]
-            content = await asyncio.to_thread(_bundle, parts)
-            await asyncio.to_thread(self._write, sdk.key, content)
-            return content
         async with self._one_at_a_time, self._lock_of_processes():
             kept = await asyncio.to_thread(self._read, sdk.key)
             if kept is not None:
                 return kept
-            files = await self._generate(sdk.document, LANGUAGES[sdk.languages[0]])
-            folder = PurePosixPath(sdk.languages[0])
-            files = {folder / path: text for path, text in files.items()}
-            content = await asyncio.to_thread(_zip, files)
-            await asyncio.to_thread(self._write, sdk.key, content)
-        logger.info("sdk_generated", extra={"languages": list(sdk.languages)})
+            parts = await self._fetch_parts(sdk)
+            content = parts[0]
+            if len(parts) > 1:
+                content = await asyncio.to_thread(_bundle, parts)
+                await asyncio.to_thread(self._write, sdk.key, content)
         return content
+
+    async def _fetch_parts(self, sdk: Sdk) -> list[bytes]:
+        """Return the zip of each language of an SDK; generate together those that are not there."""
+        keys = {name: _key(sdk.document, [name]) for name in sdk.languages}
+        kept = {name: await asyncio.to_thread(self._read, key) for name, key in keys.items()}
+        zips = {name: content for name, content in kept.items() if content is not None}
+        missing = [name for name in sdk.languages if name not in zips]
+        if missing:
+            made = await self._generate(sdk.document, [LANGUAGES[name] for name in missing])
+            for name, files in made.items():
+                folder = PurePosixPath(name)
+                files = {folder / path: text for path, text in files.items()}
+                zips[name] = await asyncio.to_thread(_zip, files)
+                await asyncio.to_thread(self._write, keys[name], zips[name])
+            logger.info("sdk_generated", extra={"languages": missing})
+        return [zips[name] for name in sdk.languages]
 
     def _lock_of_processes(self) -> AbstractAsyncContextManager[object]:
         """Return the lock by which processes take turns; in a read-only folder there is none."""

@@ -246,18 +246,19 @@ def _download(url: str, folder: Path, action: list[object]) -> Served:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a virtual environment that has nothing of ours."""
+    """Make a virtual environment of nothing, not even pip: that of the tests installs into it."""
     folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     return folder / "bin"
 
 
 def test_python_sdk_is_installed_and_gets_an_action(served: Served, environment: Path) -> None:
     folder = served.example("python", "python", "example.py")
 
-    served.run(environment / "pip", "install", ".", folder=folder)
-
     python = environment / "python"
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    served.run(*pip, "install", ".", folder=folder)
+
     served.run_example(python, "example.py", folder=folder)
     served.run_sessions(python, PROGRAMS / "session.py", folder=folder)
     served.run_team(python, PROGRAMS / "team.py", folder=folder)
@@ -394,6 +395,7 @@ def test_two_starts_of_the_same_policy_have_the_same_sdk(tmp_path: Path) -> None
     assert len(keys) == 1
 
 
+@pytest.mark.parametrize("served", ["tuple of integers"], indirect=True, scope="module")
 def test_predictions_go_on_while_an_sdk_is_generated(served: Served) -> None:
     with asking.client(base_url=served.url, headers={"access-token": KEY}, timeout=60) as client:
         example = client.get("/openapi.json").json()["components"]["schemas"]["Observation"]

@@ -1,4 +1,4 @@
-"""SDKs of one document, each generated once: a run of the generator takes 5 s of a processor."""
+"""SDKs of one document, all generated once: a run of the generator takes 3 s of a processor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _VALUES = {
     "self": '{type: "List[int]", min_items: 1, max_items: 1, example: [7]}',
     "grid": '{type: "List[int]", shape: [2, 1], example: [[3], [4]]}',
 }
-_generated: dict[str, Files] = {}
+_generated: dict[LanguageName, Files] = {}
 
 
 async def names_document() -> Document:
@@ -47,6 +47,6 @@ async def names_document() -> Document:
 
 async def generated(name: LanguageName) -> Files:
     """Return the files of the document's SDK, which tests only read."""
-    if name not in _generated:
-        _generated[name] = await generate(await names_document(), LANGUAGES[name])
+    if not _generated:
+        _generated.update(await generate(await names_document(), list(LANGUAGES.values())))
     return _generated[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import httpx
@@ -14,7 +15,7 @@ from policy_server.client_limits import ClientLimits
 from policy_server.errors import SdkError
 from policy_server.metrics import Metrics
 from policy_server.schema import ServerSchema
-from policy_server.sdk import BUNDLE, Document, SdkStore, files_of
+from policy_server.sdk import BUNDLE, Document, LanguageName, SdkStore, files_of
 from policy_server.sdk.generator import Files
 from policy_server.sdk.languages import Language
 from policy_server.serving import BodyQueue
@@ -37,14 +38,19 @@ class Generator:
         self.gate.set()
         self.error: SdkError | None = None
 
-    async def __call__(self, document: Document, language: Language) -> Files:
+    async def __call__(
+        self, document: Document, languages: Sequence[Language]
+    ) -> Mapping[LanguageName, Files]:
         await self.gate.wait()
         if self.error is not None:
             raise self.error
         address = document["servers"][0]["url"].encode()
         return {
-            PurePosixPath("address"): address,
-            PurePosixPath("language"): language.name.encode(),
+            language.name: {
+                PurePosixPath("address"): address,
+                PurePosixPath("language"): language.name.encode(),
+            }
+            for language in languages
         }
 
 
