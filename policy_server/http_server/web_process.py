@@ -114,7 +114,8 @@ class WebProcess:
         """End uvicorn's supervisor too, since its next worker could not serve either.
 
         Any other program that started this process goes on. Where other workers serve, this one
-        took the place of one that had died: it ends alone, and uvicorn tries another.
+        took the place of one that had died: it ends alone, and uvicorn tries another. Where a
+        signal has ended the start, so does the supervisor, which had told its workers of it.
 
         Args:
             reason: why it can't serve, if that was not logged yet.
@@ -131,7 +132,8 @@ class WebProcess:
                 drain_output()
                 flush_log()
                 os.kill(os.getpid(), signal.SIGKILL)
-            self.worker.end_all(uds=self.server.config.uds)
+            if not self.server.is_told_to_end:
+                self.worker.end_all(uds=self.server.config.uds)
         self.worker.leave()
 
 

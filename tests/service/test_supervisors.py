@@ -180,6 +180,22 @@ def test_worker_that_cannot_start_does_not_end_those_that_serve(tmp_path: Path) 
     assert not list(tmp_path.glob("ps-*"))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_while_workers_start_ends_them_and_their_supervisor_in_order(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    # The first start compiles the policy, for some seconds.
+    home = home_of("ppo_discrete", tmp_path / "home")
+    environment = {"POLICY_SERVER_BACKEND": "local", "TMPDIR": str(tmp_path)}
+    with started_server(home, "--workers", "2", environment=environment) as server:
+        server.child.wait_until(lambda: "loading_policy" in server.output())
+
+        server.process.send_signal(number)
+
+        assert server.process.wait(60) == 0
+    assert [found.name for found in tmp_path.iterdir()] == ["home"]
+
+
 def asked_meanwhile(
     happen: Callable[[list[int]], object],
     connect: Callable[[], http.client.HTTPConnection],
