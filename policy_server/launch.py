@@ -91,19 +91,19 @@ def build_app() -> Application:
                     )
                     exporter = await stack.enter_async_context(exporting)
                     backends = await stack.enter_async_context(policies.running())
-                await stack.enter_async_context(followed_keys(keys, settings))
-                exporter.foreign_url = lambda: backends.metrics_url
-                exporter.healthy_replicas = lambda: backends.healthy_replicas
-                address = _UNKNOWN if server is None else server.address()
-                _report(policies.registry, backends, exporter.url, address)
-                _settle_garbage_collector()
-                unused = UnusedMemory()
-                for slot in policies.registry:
-                    slot.on_unloaded.append(unused.release_soon)
-                is_started = True
+                    await stack.enter_async_context(followed_keys(keys, settings))
+                    exporter.foreign_url = lambda: backends.metrics_url
+                    exporter.healthy_replicas = lambda: backends.healthy_replicas
+                    address = _UNKNOWN if server is None else server.address()
+                    _report(policies.registry, backends, exporter.url, address)
+                    _settle_garbage_collector()
+                    unused = UnusedMemory()
+                    for slot in policies.registry:
+                        slot.on_unloaded.append(unused.release_soon)
                 stack.callback(
                     process.note_serving(on_ending=policies.note_ending, drain_s=settings.drain_s)
                 )
+                is_started = True
                 yield
         except Exception as error:
             if not is_started:

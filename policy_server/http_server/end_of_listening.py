@@ -26,6 +26,7 @@ from typing import Any
 import uvicorn
 
 from policy_server.http_server.socket_file import SocketFile
+from policy_server.http_server.start_signals import end_if_noted
 from policy_server.http_server.workers import Worker
 
 __all__ = ["accept_clients", "end_listening_first"]
@@ -58,6 +59,7 @@ def end_listening_first(
     running: uvicorn.Server,
     worker: Worker | None = None,
     *,
+    is_given: bool = False,
     on_ending: Callable[[], None] = lambda: None,
     drain_s: float = 0.0,
 ) -> Callable[[], None]:
@@ -69,18 +71,25 @@ def end_listening_first(
     uvicorn is stopped by other means, and nothing is changed.
 
     Args:
-        running: the uvicorn of this process; no other program takes clients from its sockets.
+        running: the uvicorn of this process.
         worker: this process among several, of which the last one has clients refused; None where
             it is alone. One that is started later calls `accept_clients`.
+        is_given: whether another program has opened the sockets, such as systemd: clients may wait
+            there for the next server, and are not refused.
         on_ending: is called at the first signal, before anything ends.
         drain_s: for how long clients are still taken after a SIGTERM, in seconds.
 
     Returns:
         A function to call when uvicorn has stopped listening, and all requests are answered.
+
+    Raises:
+        NotReadyError: if uvicorn has heard of a signal already.
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
-    ending = _EndOfListening(running, worker, on_ending, drain_s)
+    # Once it has, it takes no clients: it would listen for a moment, and reset their connections.
+    end_if_noted()
+    ending = _EndOfListening(running, worker, on_ending, drain_s, is_given=is_given)
     ending.hear()
     return ending.put_back
 
@@ -94,6 +103,8 @@ class _EndOfListening:
         worker: Worker | None,
         on_ending: Callable[[], None],
         drain_s: float,
+        *,
+        is_given: bool,
     ) -> None:
         self._running = running
         self._worker = worker
@@ -102,8 +113,7 @@ class _EndOfListening:
         self._loop = asyncio.get_running_loop()
         self._noting: dict[int, Any] = {}
         self._has_come = self._is_noted = False
-        # Those that are given, such as systemd's, are not this server's to end.
-        self._is_given = running.config.fd is not None
+        self._is_given = is_given
         self._file: SocketFile | None = None
         self._listener: socket.socket | None = None
 
@@ -114,19 +124,25 @@ class _EndOfListening:
             self._noting[number] = signal.signal(number, self._hear)
         # By a terminal that closes; where it is ignored (`nohup`), it stays so.
         if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, self._hear)
+            # Unlike uvicorn's two, nobody but the event loop puts it back.
+            self._loop.add_signal_handler(signal.SIGHUP, self._hear, signal.SIGHUP, None)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         # Nobody waits for a terminal that closes.
         drain_s = self._drain_s if number == signal.SIGTERM else 0.0
         if number == signal.SIGHUP:
             number = signal.SIGTERM
-        if self._has_come or self._loop.is_closed():
-            # The second one ends uvicorn at once.
-            self._note(number, frame)
-        else:
+        if not self._has_come:
             self._has_come = True
             self._loop.call_soon_threadsafe(self._begin, number, drain_s)
+        elif self._running.started and not self._is_told_again(number):
+            # The second one ends uvicorn at once.
+            self._note(number, frame)
+
+    def _is_told_again(self, number: int) -> bool:
+        """Return whether the supervisor tells of a SIGTERM, which all of them may have had."""
+        is_supervised = self._worker is not None and self._worker.has_supervisor()
+        return is_supervised and number == signal.SIGTERM
 
     def _begin(self, number: int, drain_s: float) -> None:
         self._on_ending()
@@ -154,6 +170,10 @@ class _EndOfListening:
         config.callback_notify = find
 
     def _refuse(self, number: int) -> None:
+        if not self._running.started:
+            # uvicorn listens in a moment. It hears of the signal as soon as that can be ended.
+            self._loop.call_later(_QUEUE_S, self._refuse, number)
+            return
         is_last = self._worker is None or self._worker.stop_serving()
         listening: list[int] = []
         if is_last and not self._is_given:

@@ -97,19 +97,25 @@ class WebProcess:
         running = None if server is None else server.running
         if server is None or running is None:
             return _do_nothing
-        if worker is not None and server.is_supervised:
+        is_given = not server.has_own_sockets
+        if server.is_supervised:
+            assert worker is not None, "it has a parent"
             worker.end_with_supervisor()
             accept_clients(server.sockets)
-        elif worker is not None or not server.has_own_sockets:
-            # Sockets that another program has opened may be its other children's too.
-            return _do_nothing
-        return end_listening_first(running, worker, on_ending=on_ending, drain_s=drain_s)
+            is_given = server.config.fd is not None
+        else:
+            # Of other programs nobody knows what their children share.
+            worker = None
+        return end_listening_first(
+            running, worker, is_given=is_given, on_ending=on_ending, drain_s=drain_s
+        )
 
     def end_all(self, *, reason: str = "") -> None:
         """End uvicorn's supervisor too, since its next worker could not serve either.
 
         Any other program that started this process goes on. Where other workers serve, this one
-        took the place of one that had died: it ends alone, and uvicorn tries another.
+        took the place of one that had died: it ends alone, and uvicorn tries another. Where a
+        signal has ended the start, so does the supervisor, which had told its workers of it.
 
         Args:
             reason: why it can't serve, if that was not logged yet.
@@ -126,7 +132,8 @@ class WebProcess:
                 drain_output()
                 flush_log()
                 os.kill(os.getpid(), signal.SIGKILL)
-            self.worker.end_all(uds=self.server.config.uds)
+            if not self.server.is_told_to_end:
+                self.worker.end_all(uds=self.server.config.uds)
         self.worker.leave()
 
 

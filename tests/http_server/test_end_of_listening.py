@@ -12,8 +12,11 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
+from policy_server.errors import NotReadyError
 from policy_server.http_server.end_of_listening import end_listening_first
+from policy_server.http_server.workers import Worker
 from tests.support.servers import silent
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -30,9 +33,19 @@ def heard() -> Iterator[list[int]]:
         signal.signal(number, handler)
 
 
+class SupervisedWorker(Worker):
+    """The only worker of a supervisor that runs."""
+
+    def __init__(self) -> None:
+        self.supervisor = os.getppid()
+
+    def stop_serving(self) -> bool:
+        return True
+
+
 def running() -> uvicorn.Server:
     server = uvicorn.Server(uvicorn.Config(silent, log_config=None))
-    server.servers = []
+    server.servers, server.started = [], True
     return server
 
 
@@ -92,6 +105,44 @@ async def test_terminal_that_closes_is_ignored_under_nohup(heard: list[int]) -> 
     assert heard == []
 
 
+async def test_signal_that_uvicorn_has_noted_before_ends_the_start(heard: list[int]) -> None:
+    server = running()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(NotReadyError, match=r"^the start was ended by a signal$"):
+        end_listening_first(server)
+
+    assert heard == []
+
+
+async def test_signal_before_uvicorn_listens_waits_until_it_does(heard: list[int]) -> None:
+    server = uvicorn.Server(uvicorn.Config(silent, log_config=None))
+    end_listening_first(server)
+
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.1)
+    early = list(heard)
+    server.servers, server.started = [], True
+    await asyncio.sleep(0.1)
+
+    assert early == []
+    assert heard == [signal.SIGTERM]
+
+
+@pytest.mark.usefixtures("heard")
+def test_program_that_goes_on_behind_its_server_ends_with_its_terminal_again() -> None:
+    async def serve() -> None:
+        end_listening_first(running())
+        assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+
+    asyncio.run(serve())
+
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
 async def test_clients_are_taken_for_a_time_after_sigterm(heard: list[int]) -> None:
     said: list[str] = []
     end_listening_first(running(), on_ending=lambda: said.append("ending"), drain_s=0.5)
@@ -129,3 +180,32 @@ async def test_second_signal_does_not_wait_for_the_time_of_the_first(heard: list
     await asyncio.sleep(0.1)
 
     assert heard == [signal.SIGTERM]
+
+
+async def test_worker_hears_once_of_sigterm_to_it_and_its_supervisor(
+    heard: list[int],
+) -> None:
+    end_listening_first(running(), SupervisedWorker(), drain_s=0.5)
+
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.1)
+    # By the supervisor, which tells its workers.
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.1)
+    early = list(heard)
+    await until(lambda: heard)
+
+    assert early == []
+    assert heard == [signal.SIGTERM]
+
+
+async def test_worker_does_not_wait_after_sigint_behind_sigterm(
+    heard: list[int],
+) -> None:
+    end_listening_first(running(), SupervisedWorker(), drain_s=3600)
+
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+    assert heard == [signal.SIGINT]

@@ -8,9 +8,11 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ START_TIMEOUT_S = 150.0
 SERVING = "Application startup complete"
 CASES = json.loads((EXPORTS / "ppo_discrete" / "cases.json").read_text())
 REASON = "saved_model.zip: not found"
+# Answers.
+SOME = 80
 IN_A_CHILD = """
 import multiprocessing
 import uvicorn
@@ -176,20 +180,46 @@ def test_worker_that_cannot_start_does_not_end_those_that_serve(tmp_path: Path) 
     assert not list(tmp_path.glob("ps-*"))
 
 
-def stopped_under_load(
-    server: Server,
-    number: signal.Signals,
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_while_workers_start_ends_them_and_their_supervisor_in_order(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    # The first start compiles the policy, for some seconds.
+    home = home_of("ppo_discrete", tmp_path / "home")
+    environment = {"POLICY_SERVER_BACKEND": "local", "TMPDIR": str(tmp_path)}
+    with started_server(home, "--workers", "2", environment=environment) as server:
+        server.child.wait_until(lambda: "loading_policy" in server.output())
+
+        server.process.send_signal(number)
+
+        assert server.process.wait(60) == 0
+    assert [found.name for found in tmp_path.iterdir()] == ["home"]
+
+
+def asked_meanwhile(
+    happen: Callable[[list[int]], object],
     connect: Callable[[], http.client.HTTPConnection],
     body: str,
     *,
     clients: int,
 ) -> tuple[list[int], list[Exception]]:
-    """Stop a server under load; return the statuses of its answers, and how others were lost."""
+    """Let something happen to a server under load.
+
+    Args:
+        happen: is given the statuses of the answers, to which others are added meanwhile.
+        connect: makes a client's next connection, each for one request.
+        body: of the requests.
+        clients: how many ask, until nobody listens any more, or `happen` has ended with True.
+
+    Returns:
+        The statuses of all answers, and how other requests were lost.
+    """
     answered: list[int] = []
+    is_over = threading.Event()
 
     def ask() -> Exception | None:
         """Ask, each time by another connection, until none is taken any more."""
-        while True:
+        while not is_over.is_set():
             link = connect()
             try:
                 link.connect()
@@ -202,12 +232,28 @@ def stopped_under_load(
                 return error
             finally:
                 link.close()
+        return None
 
     with ThreadPoolExecutor(clients) as pool:
         asking = [pool.submit(ask) for _ in range(clients)]
-        wait_until(lambda: len(answered) >= 80)
-        server.process.send_signal(number)
+        wait_until(lambda: len(answered) >= SOME)
+        if happen(answered) is True:
+            is_over.set()
     return answered, [reason for future in asking if (reason := future.result()) is not None]
+
+
+def stopped_under_load(
+    server: Server,
+    number: signal.Signals,
+    connect: Callable[[], http.client.HTTPConnection],
+    body: str,
+    *,
+    clients: int,
+) -> tuple[list[int], list[Exception]]:
+    """Stop a server under load; return the statuses of its answers, and how others were lost."""
+    return asked_meanwhile(
+        lambda _: server.process.send_signal(number), connect, body, clients=clients
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -228,6 +274,72 @@ def test_sigterm_loses_no_request_of_clients_that_connect_again(
         assert lost == []
         assert {*answered} == {httpx.codes.OK}
         assert server.process.wait(60) in (0, -signal.SIGTERM)
+
+
+def test_sigterm_to_workers_and_their_supervisor_loses_no_request_and_no_time_to_go(
+    tmp_path: Path,
+) -> None:
+    home = compiled_home_of("ppo_discrete", tmp_path / "home")
+    body = json.dumps(CASES[0]["observation"])
+    environment = {"POLICY_SERVER_BACKEND": "local", "POLICY_SERVER_DRAIN_S": "3"}
+    with running_server(home, "--workers", "2", environment=environment) as server:
+        server.child.wait_until(lambda: server.output().count(SERVING) == 2)
+        place = httpx.URL(server.url).netloc.decode()
+        connect = partial(http.client.HTTPConnection, place, timeout=30)
+        workers = [pid for pid in descendants(server.process.pid) if "spawn" in command_line(pid)]
+        began = time.monotonic()
+
+        def stop(_: list[int]) -> None:
+            # As systemd stops a unit.
+            for pid in (server.process.pid, *workers):
+                os.kill(pid, signal.SIGTERM)
+
+        answered, lost = asked_meanwhile(stop, connect, body, clients=8)
+        ended_after = time.monotonic() - began
+
+        assert lost == []
+        assert {*answered} == {httpx.codes.OK}
+        assert ended_after >= 3
+        assert server.process.wait(60) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["stopped", "hung up"])
+def test_next_server_at_a_given_socket_answers_what_the_one_before_it_has_not(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    home = compiled_home_of("ppo_discrete", tmp_path / "home")
+    body = json.dumps(CASES[0]["observation"])
+    environment = {"POLICY_SERVER_BACKEND": "local"}
+    with ExitStack() as running, socket.create_server(("127.0.0.1", 0), backlog=64) as given:
+
+        def start() -> Server:
+            """Start as systemd does, which keeps the socket."""
+            starting = started_server(
+                home,
+                environment=environment,
+                bind=f"--fd {given.fileno()}",
+                descriptors=[given.fileno()],
+            )
+            started = running.enter_context(starting)
+            started.child.wait_until(lambda: SERVING in started.output(), timeout_s=START_TIMEOUT_S)
+            return started
+
+        def start_again(answered: list[int]) -> bool:
+            first.process.send_signal(number)
+            assert first.process.wait(60) == -signal.SIGTERM
+            before = len(answered)
+            start()
+            wait_until(lambda: len(answered) >= before + SOME)
+            return True
+
+        first = start()
+        # A start takes long where many tests run.
+        host, port = given.getsockname()
+        connect = partial(http.client.HTTPConnection, host, port, timeout=150)
+        answered, lost = asked_meanwhile(start_again, connect, body, clients=8)
+
+    assert lost == []
+    assert {*answered} == {httpx.codes.OK}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,7 @@ def child(
     log: Path | None = None,
     folder: Path = ROOT,
     environment: Mapping[str, str] | None = None,
+    descriptors: Sequence[int] = (),
 ) -> Iterator[Child]:
     """Run a process until the block ends; then it and the processes below it are ended.
 
@@ -111,10 +112,18 @@ def child(
         log: a file for both its outputs; without one, input and outputs are pipes.
         folder: where it runs.
         environment: its variables; None for those of the tests.
+        descriptors: open files of the tests that it has too, by the same numbers.
     """
     with _files(log) as (typed, out, err):
         process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=typed, stdout=out, stderr=err, text=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=typed,
+            stdout=out,
+            stderr=err,
+            text=True,
+            pass_fds=descriptors,
         )
     try:
         yield Child(process, log)

@@ -115,10 +115,12 @@ def started_server(
     command: Sequence[str] = _UVICORN,
     bind: str = "--port {port}",
     cwd: Path = ROOT,
+    descriptors: Sequence[int] = (),
 ) -> Iterator[Server]:
     """Start `uvicorn app:app` as a user would; it may still be starting, or have failed.
 
-    It and the processes below it are ended with the block.
+    It and the processes below it are ended with the block. It has the test's descriptors, such as a
+    socket to listen on.
     """
     port, metrics_port = port or free_port(), free_port()
     variables = {
@@ -133,7 +135,10 @@ def started_server(
         **(environment or {}),
     }
     words = (*command, *bind.format(port=port).split(), *arguments)
-    with child(*words, log=home / "server.log", folder=cwd, environment=variables) as started:
+    log = home / "server.log"
+    with child(
+        *words, log=log, folder=cwd, environment=variables, descriptors=descriptors
+    ) as started:
         yield Server(
             started, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics_port}/metrics"
         )
