@@ -46,8 +46,7 @@ _PREFIX = "ps-ray-"
 # As `tempfile.mkdtemp` completes it. A folder that a person has named is nobody's Ray.
 _NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
 _SERVER = "server"
-# A server that makes its folder writes the note in it within a millisecond, or some seconds where
-# the machine is very busy.
+# A folder without a note that is younger may be one that a server is just making.
 _MADE_WITHIN_S = 60.0
 _LOOK_EVERY_S = 0.02
 _END_TIMEOUT_S = 5.0
@@ -204,7 +203,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _is_left(folder: Path) -> bool:
-    """Return whether no server that runs has a folder."""
+    """Return whether the server of a Ray's folder has ended."""
     try:
         return not server_of(folder).is_running()
     except (OSError, ValueError):
@@ -212,10 +211,10 @@ def _is_left(folder: Path) -> bool:
 
 
 def _is_left_without_note(folder: Path) -> bool:
-    """Return whether no server that runs has a folder which does not say whose it is.
+    """Return whether a folder that does not say whose it is was left by a server that has ended.
 
-    Programs that clear temporary files may take the note, also of a server that runs; and agents
-    of a Ray that was removed make its folder again.
+    Agents that are left make their Ray's folder again where it was removed. A server that runs has
+    lost the note where a program that clears temporary files has taken it.
     """
     try:
         names = {entry.name for entry in folder.iterdir()}
@@ -223,6 +222,7 @@ def _is_left_without_note(folder: Path) -> bool:
     except OSError:
         # It has just been removed.
         return False
+    # Of a container that shares the temporary folder.
     is_others = any(name.startswith(_SERVER) for name in names - {_server_file()})
     is_rays = not names or bool(names & {RAYS_OWN, _server_file()})
     if is_others or not is_rays or age_s < _MADE_WITHIN_S:
