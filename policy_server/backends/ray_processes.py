@@ -7,8 +7,10 @@ killed, others stay: they are found by the files that they have open in their Ra
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from policy_server.files.shared_folders import beginning_of
 
 __all__ = [
     "GUARD",
+    "RAYS_OWN",
     "Process",
     "ProcessUse",
     "UseOf",
@@ -36,8 +39,16 @@ __all__ = [
 # The module of the process that ends what a killed server has left.
 GUARD = "policy_server.backends.ray_guard"
 
+# Ray's own folder, in that of `make_rays_folder`.
+RAYS_OWN = "r"
+
 _PREFIX = "ps-ray-"
-_LOOK_EVERY_S = 0.1
+# As `tempfile.mkdtemp` completes it. A folder that a person has named is nobody's Ray.
+_NAME = re.compile(rf"{_PREFIX}[a-z0-9_]{{8}}")
+_SERVER = "server"
+# A folder without a note that is younger may be one that a server is just making.
+_MADE_WITHIN_S = 60.0
+_LOOK_EVERY_S = 0.02
 _END_TIMEOUT_S = 5.0
 # The raylet's two agents: one has Ray's metrics, one makes environments for workers.
 _AGENTS = (b"/ray/dashboard/agent.py\0", b"/ray/_private/runtime_env/agent/main.py\0")
@@ -47,6 +58,7 @@ _TITLES = (
     *(b"/ray/_private/runtime_env/agent/", b"/ray/_private/workers/default_worker.py"),
 )
 _GUARDS_TITLE = f"{GUARD}\0".encode()
+_RAYLETS_TITLE = b"/ray/core/src/ray/raylet/"
 
 
 @dataclass(frozen=True)
@@ -120,9 +132,9 @@ def _server_file() -> str:
     Containers that share a temporary folder count processes apart: each sees its own Rays alone.
     """
     try:
-        return f"server-{Path('/proc/self/ns/pid').stat().st_ino}"
+        return f"{_SERVER}-{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
-        return "server"
+        return _SERVER
 
 
 def make_rays_folder(server: int) -> Path:
@@ -159,9 +171,9 @@ def server_of(folder: Path) -> Process:
 
 
 def remove_dead_rays() -> None:
-    """Remove what servers that were killed have left: folders of Ray's, and processes."""
-    for folder, server in _rays():
-        if not server.is_running():
+    """Remove what servers that have ended have left: folders of Ray's, and processes."""
+    for folder in _folders():
+        if _is_left(folder):
             end_ray_in(folder)
 
 
@@ -172,29 +184,87 @@ def rays_of(server: int) -> list[Path]:
         server: the process's id.
     """
     wanted = Process.of(server)
-    return [folder for folder, found in _rays() if found == wanted]
-
-
-def _rays() -> Iterator[tuple[Path, Process]]:
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    found = []
+    for folder in _folders():
         with suppress(OSError, ValueError):
-            if path.stat().st_uid == os.getuid():
-                yield path, server_of(path)
+            if server_of(folder) == wanted:
+                found.append(folder)
+    return found
+
+
+def _folders() -> Iterator[Path]:
+    """Yield this user's folders that have the name of a Ray's."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            found = path.lstat()
+            is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            if is_ours and _NAME.fullmatch(path.name):
+                yield path
+
+
+def _is_left(folder: Path) -> bool:
+    """Return whether the server of a Ray's folder has ended."""
+    try:
+        return not server_of(folder).is_running()
+    except (OSError, ValueError):
+        return _is_left_without_note(folder)
+
+
+def _is_left_without_note(folder: Path) -> bool:
+    """Return whether a folder that does not say whose it is was left by a server that has ended.
+
+    Agents that are left make their Ray's folder again where it was removed. A server that runs has
+    lost the note where a program that clears temporary files has taken it.
+    """
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+        age_s = time.time() - folder.stat().st_mtime
+    except OSError:
+        # It has just been removed.
+        return False
+    # Of a container that shares the temporary folder.
+    is_others = any(name.startswith(_SERVER) for name in names - {_server_file()})
+    is_rays = not names or bool(names & {RAYS_OWN, _server_file()})
+    if is_others or not is_rays or age_s < _MADE_WITHIN_S:
+        return False
+    return not any(
+        _GUARDS_TITLE in title or _RAYLETS_TITLE in title for _, title in _processes_in(folder)
+    )
 
 
 def end_ray_in(folder: Path) -> None:
     """End a Ray's processes that are left, and remove its folder.
 
+    Where some don't end within their bound, the log names them, and the folder stays: it says
+    whose they are, and the next start tries again.
+
     Args:
         folder: as `make_rays_folder` returned it.
     """
+    killed = _killed_in(folder)
+    # From here on: on a busy machine the first look alone may take longer.
     deadline = time.monotonic() + _END_TIMEOUT_S
-    while (found := _processes_in(folder)) and time.monotonic() < deadline:
-        for pid in found:
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(_LOOK_EVERY_S / 5)
-    shutil.rmtree(folder, ignore_errors=True)
+    while killed and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
+        # Those that are known need no look at all processes of the machine.
+        killed = [process for process in killed if process.is_running()] or _killed_in(folder)
+    if not killed:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    # Only here: the guard, of which there is one for each Ray, does without.
+    import logging
+
+    left = {"folder": str(folder), "pids": [process.pid for process in killed]}
+    logging.getLogger(__name__).warning("ray_processes_left", extra=left)
+
+
+def _killed_in(folder: Path) -> list[Process]:
+    """Kill a Ray's processes, each as soon as it is found, and return them."""
+    killed = []
+    for process, _ in _processes_in(folder):
+        process.kill()
+        killed.append(process)
+    return killed
 
 
 def agents_in(folder: Path) -> list[int]:
@@ -212,20 +282,23 @@ def agents_in(folder: Path) -> list[int]:
     return found
 
 
-def _processes_in(folder: Path) -> list[int]:
-    """Return the processes of Ray's, zombies apart, that use a folder."""
+def _processes_in(folder: Path) -> Iterator[tuple[Process, bytes]]:
+    """Yield Ray's processes, zombies apart, that use a folder, and its guard; each with its title.
+
+    Open files are looked at only where a title is one of Ray's: a machine has many processes.
+    """
     place = f"{folder}{os.sep}"
     guards_end = f"\0{folder}\0".encode()
-    found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             title = (path / "cmdline").read_bytes()
-            # An agent or a worker that still imports has nothing open yet.
-            is_here = place.encode() in title or _has_open(path, place)
-            is_rays = is_here and any(word in title for word in _TITLES)
-            if is_rays or (_GUARDS_TITLE in title and title.endswith(guards_end)):
-                found.append(int(path.name))
-    return [pid for pid in found if pid != os.getpid()]
+            is_rays = any(word in title for word in _TITLES) and (
+                # An agent or a worker that still imports has nothing open yet.
+                place.encode() in title or _has_open(path, place)
+            )
+            is_guard = _GUARDS_TITLE in title and title.endswith(guards_end)
+            if (is_rays or is_guard) and int(path.name) != os.getpid():
+                yield Process.of(int(path.name)), title
 
 
 def _has_open(process: Path, place: str) -> bool:

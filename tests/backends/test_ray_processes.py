@@ -8,17 +8,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from policy_server.backends import ray_processes
 from policy_server.backends.ray_guard import start_guard
 from policy_server.backends.ray_processes import (
+    Process,
     end_ray_in,
     make_rays_folder,
     rays_of,
     remove_dead_rays,
+    server_of,
     use_of,
 )
 from tests.support.processes import is_running, run
@@ -86,6 +90,7 @@ def test_ray_of_another_container_is_not_looked_at(server: subprocess.Popen[byte
     [file] = folder.iterdir()
     # As a container writes it that shares the temporary folder, and counts processes apart.
     file.rename(folder / "server-1")
+    let_age(folder)
     server.kill()
     server.wait()
 
@@ -93,6 +98,156 @@ def test_ray_of_another_container_is_not_looked_at(server: subprocess.Popen[byte
 
     assert folder.exists()
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def worker_of_nobody() -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """Give a folder whose note is lost, and a process of Ray's in it."""
+    folder = make_rays_folder(os.getpid())
+    worker = worker_in(folder)
+    (folder / "r").mkdir()
+    note_of(folder).unlink()
+    let_age(folder)
+    yield folder, worker
+    worker.kill()
+    worker.wait()
+
+
+def note_of(folder: Path) -> Path:
+    """Return the file that says whose a Ray is."""
+    [note] = folder.glob("server*")
+    return note
+
+
+def let_age(folder: Path) -> None:
+    """Have a folder look as if it was made an hour ago."""
+    hour_ago = time.time() - 3600
+    os.utime(folder, (hour_ago, hour_ago))
+
+
+def test_processes_are_ended_where_a_look_at_the_machine_takes_longer_than_their_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_processes, "_END_TIMEOUT_S", 0.0)
+    folder = make_rays_folder(os.getpid())
+    worker = worker_in(folder)
+
+    try:
+        end_ray_in(folder)
+
+        assert worker.wait(10) == -9
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_ray_that_does_not_end_is_told_and_left_to_the_next_start(
+    server: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = make_rays_folder(server.pid)
+    owner = Process.of(server.pid)
+    worker = worker_in(folder)
+    kill = os.kill
+
+    def kill_others(pid: int, number: int) -> None:
+        # As of a process that waits for a disk, which outlives even SIGKILL for as long.
+        if (pid, number) != (worker.pid, signal.SIGKILL):
+            kill(pid, number)
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "kill", kill_others)
+            patched.setattr(ray_processes, "_END_TIMEOUT_S", 0.2)
+            end_ray_in(folder)
+        told = [(record.message, vars(record)["pids"]) for record in caplog.records]
+        found = server_of(folder)
+        server.kill()
+        server.wait()
+        remove_dead_rays()
+
+        assert told == [("ray_processes_left", [worker.pid])]
+        assert found == owner
+        assert worker.wait(10) == -9
+        assert not folder.exists()
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+@pytest.mark.parametrize("text", [None, "", "no process"], ids=["lost", "empty", "no_process"])
+def test_ray_that_does_not_say_whose_it_is_is_removed(
+    text: str | None, worker_of_nobody: tuple[Path, subprocess.Popen[bytes]]
+) -> None:
+    folder, worker = worker_of_nobody
+    if text is not None:
+        (folder / note_of(make_rays_folder(os.getpid())).name).write_text(text)
+        let_age(folder)
+
+    remove_dead_rays()
+
+    assert worker.wait(10) == -9
+    assert not folder.exists()
+
+
+def test_empty_folder_of_a_ray_is_removed() -> None:
+    folder = make_rays_folder(os.getpid())
+    note_of(folder).unlink()
+    let_age(folder)
+
+    remove_dead_rays()
+
+    assert not folder.exists()
+
+
+def test_folder_that_a_server_has_just_made_is_kept() -> None:
+    folder = make_rays_folder(os.getpid())
+    note_of(folder).unlink()
+
+    remove_dead_rays()
+
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("title", ["/lib/ray/core/src/ray/raylet/raylet", "guard"])
+def test_ray_that_has_lost_its_note_is_kept_while_it_runs(title: str) -> None:
+    folder = make_rays_folder(os.getpid())
+    (folder / "r").mkdir()
+    running = start_guard(folder) if title == "guard" else worker_in(folder, title=title)
+    cmdline = Path(f"/proc/{running.pid}/cmdline")
+    wait_until(lambda: title in cmdline.read_text())
+    note_of(folder).unlink()
+    let_age(folder)
+
+    try:
+        remove_dead_rays()
+
+        assert running.poll() is None
+        assert folder.exists()
+    finally:
+        running.kill()
+        running.wait()
+
+
+@pytest.mark.parametrize("name", ["ps-ray-notes/r", "ps-ray-a1b2c3d4/thesis"])
+def test_folder_that_a_person_has_made_is_kept(name: str, folders: Path) -> None:
+    (folders / name).mkdir(parents=True)
+    let_age((folders / name).parent)
+
+    remove_dead_rays()
+
+    assert (folders / name).exists()
+
+
+def test_link_with_the_name_of_a_ray_leads_to_nothing_that_is_removed(folders: Path) -> None:
+    (folders / "mine/r").mkdir(parents=True)
+    let_age(folders / "mine")
+    (folders / "ps-ray-a1b2c3d4").symlink_to(folders / "mine")
+
+    remove_dead_rays()
+
+    assert (folders / "mine/r").exists()
 
 
 def test_guard_ends_a_ray_whose_server_was_killed(server: subprocess.Popen[bytes]) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from policy_server.backends.ray.connection import (
 from policy_server.backends.ray.slim_serve import write_left_out
 from policy_server.backends.ray_guard import start_guard
 from policy_server.backends.ray_processes import (
+    RAYS_OWN,
     Process,
     end_ray_in,
     make_rays_folder,
@@ -61,6 +63,7 @@ logger = logging.getLogger(__name__)
 
 _LEFT_OUT = "left-out"
 _TRIES = 3
+_GUARD_TIMEOUT_S = 1.0
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 # How many that have ended Ray remembers for its dashboard: by itself 100,000 actors and tasks, and
 # 1,000 processes. Each replica of an unloaded version is one, with all that it was started from.
@@ -175,24 +178,36 @@ class OwnRay:
 
     def end(self) -> None:
         """Disconnect, end Ray's processes, and remove its folder."""
-        ray.shutdown()
-        self.end_processes()
+        try:
+            ray.shutdown()
+        finally:
+            self.end_processes()
 
     def end_processes(self) -> None:
         """End Ray's processes and remove its folder; this process may belong to another Ray."""
-        if self._node is not None:
-            is_whole = are_running(self.watched)
-            self._node.end(is_graceful=is_whole)
-            self._node = None
-        if self._folder is not None:
-            end_ray_in(self._folder)
-        if self._guard is not None:
-            self._guard.wait()
+        with ExitStack() as ending:
+            # Last, and in any case: it would go on until this process has ended.
+            ending.callback(self._end_guard)
+            if self._folder is not None:
+                ending.callback(end_ray_in, self._folder)
+            if self._node is not None:
+                node, self._node = self._node, None
+                node.end(is_graceful=are_running(self.watched))
+
+    def _end_guard(self) -> None:
+        if self._guard is None:
+            return
+        self._guard.kill()
+        try:
+            self._guard.wait(_GUARD_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            left = {"folder": str(self._folder), "pids": [self._guard.pid]}
+            logger.warning("ray_processes_left", extra=left)
 
     def _start(self) -> None:
         self._folder = make_rays_folder(self._server)
         self._guard = start_guard(self._folder)
-        rays_folder = self._folder / "r"
+        rays_folder = self._folder / RAYS_OWN
         rays_folder.mkdir()
         write_left_out(self._folder / _LEFT_OUT)
         if self._settings.dashboard_port:
