@@ -46,7 +46,10 @@ def worker_in(folder: Path, *, title: str = "ray::ServeReplica") -> subprocess.P
     """Start a process that has a file of a Ray's folder open, as its workers have."""
     with (folder / f"worker-{title[-3:]}.log").open("w") as log:
         # A title of its own, as `ray::` is one.
-        return subprocess.Popen([title, "600"], executable="/bin/sleep", stdout=log, stderr=log)
+        worker = subprocess.Popen([title, "600"], executable="/bin/sleep", stdout=log, stderr=log)
+    # The kernel gives it the title a moment after it has begun.
+    wait_until(Path(f"/proc/{worker.pid}/cmdline").read_bytes)
+    return worker
 
 
 @pytest.mark.parametrize(
