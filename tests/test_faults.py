@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from tests.faults.expectations import (
 )
 from tests.faults.hostile import Held, Visit
 from tests.faults.load import OK, Asked, Client, Load, Question, Streams, modes
-from tests.faults.measuring import Fault, Scene, left_in, running_in, temporary
+from tests.faults.measuring import Fault, Scene, left_in, measure, running_in, temporary
 from tests.faults.policies import never, question_of
 from tests.support.processes import Child, child
 from tests.support.server_processes import Server
@@ -370,6 +371,33 @@ def _asked_in_vain(folder: Path) -> Iterator[Scene]:
         started.wait_until(lambda: status_of(f"{url}/readyz") == OK)
         loads = {"": Load(url, [Question("/", "{}", bool)], 2)}
         yield Scene(Server(started, url, url), loads, lambda: None, after_s=0.3)
+
+
+@contextmanager
+def _stopped(folder: Path) -> Iterator[Scene]:
+    """Stop the server of `_asked_in_vain`."""
+    with _asked_in_vain(folder) as scene:
+        yield replace(scene, happen=scene.server.process.terminate, is_last=True)
+
+
+def test_search_for_processes_before_a_stop_is_no_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searches = 0
+
+    def search(_: Path) -> list[int]:
+        nonlocal searches
+        searches += 1
+        if searches == 1:
+            time.sleep(5)
+        return []
+
+    monkeypatch.setattr("tests.faults.measuring.running_in", search)
+    allowed = Limits(failed=math.inf, lost=math.inf)
+
+    measured = measure(Fault("stopped", _stopped, Expectation({"": allowed}, stop_s=4.0)))
+
+    assert measured.broken == []
 
 
 @pytest.fixture

@@ -135,7 +135,9 @@ def _course(scene: Scene, folder: Path) -> Course:
         for load in scene.loads.values():
             asking.enter_context(load.running())
         time.sleep(_BEFORE_S)
-        course = Course(time.monotonic(), pids=_pids_of(scene, folder))
+        # On a busy machine it takes seconds to find them, which are none of the fault's.
+        pids = _pids_of(scene, folder)
+        course = Course(time.monotonic(), pids=pids)
         with ThreadPoolExecutor(1) as pool:
             looking = pool.submit(_look, scene, course)
             scene.happen()

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from benchmarks.two_hosts import FIRST, LINKS, SECOND, two_hosts
 from tests.faults.cable import Cable
 from tests.faults.expectations import TARGET, Expectation, Limits
-from tests.faults.load import EXPORT, Load, modes
+from tests.faults.load import CLIENTS, EXPORT, Load, modes
 from tests.faults.measuring import Fault, Scene, temporary
 from tests.faults.processes import stand_still
 from tests.support.processes import descendants, program, run
@@ -45,30 +45,40 @@ class Hosts(NamedTuple):
 
 
 @contextmanager
-def _two_nodes(folder: Path, happen: Callable[[Hosts], None]) -> Iterator[Scene]:
-    """Serve by two replicas, of which the second is on another host."""
+def _two_nodes(
+    folder: Path, happen: Callable[[Hosts], None], *, has_first: bool = True
+) -> Iterator[Scene]:
+    """Serve by two replicas, of which the second is on another host, or by that one alone.
+
+    The one alone has one client: only a call of one row can be blamed for a replica that hangs.
+    """
     cable, port = Cable(), free_port()
     # Sockets lie there, whose paths have to be short.
     rays = tempfile.mkdtemp(prefix="ray-")
     head = ("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={rays}")
+    # Each replica takes a core.
+    cores, replicas = ((), 2) if has_first else (("--num-cpus=0",), 1)
+    clients = CLIENTS if has_first else 1
     environment = {
         **OPEN,
         "TMPDIR": str(temporary(folder)),
         "RAY_ADDRESS": f"{FIRST}:{port}",
-        "POLICY_SERVER_NUM_REPLICAS": "2",
+        "POLICY_SERVER_NUM_REPLICAS": str(replicas),
     }
     home = compiled_home_of(EXPORT, folder / "home")
     try:
         with (
             two_hosts(cable.laid) as other,
-            running_node(FIRST, folder / "first.log", *head),
+            running_node(FIRST, folder / "first.log", *head, *cores),
             running_node(
                 SECOND, folder / "second.log", f"--address={FIRST}:{port}", before=other
             ) as second,
             running_server(home, environment=environment) as server,
         ):
-            server.child.wait_until(lambda: server.output().count('"replica_connected"') == 2)
-            loads = {"": Load(server.url, modes())}
+            server.child.wait_until(
+                lambda: server.output().count('"replica_connected"') == replicas
+            )
+            loads = {"": Load(server.url, modes(), clients)}
             yield Scene(server, loads, partial(happen, Hosts(second, cable)), after_s=_AFTER_S)
     finally:
         shutil.rmtree(rays, ignore_errors=True)
@@ -106,8 +116,15 @@ def _reset(_: Hosts) -> None:
     run(iptables, "-D", *rule)
 
 
-def _fault(told: str, happen: Callable[[Hosts], None], expected: Expectation = TARGET) -> Fault:
-    return Fault(f"two hosts: {told}", partial(_two_nodes, happen=happen), expected)
+def _fault(
+    told: str,
+    happen: Callable[[Hosts], None],
+    expected: Expectation = TARGET,
+    *,
+    has_first: bool = True,
+) -> Fault:
+    staged = partial(_two_nodes, happen=happen, has_first=has_first)
+    return Fault(f"two hosts: {told}", staged, expected)
 
 
 FAULTS = {
@@ -119,6 +136,11 @@ FAULTS = {
     ),
     "cut": _fault("the network between them cut", _cut),
     "cut-short": _fault(f"the network between them cut for {_BROKEN_S:g} s", _cut_for_a_while),
+    "cut-only": _fault(
+        f"the network to the only replica cut for {_BROKEN_S:g} s, one client",
+        _cut_for_a_while,
+        has_first=False,
+    ),
     "loss": _fault(
         f"5 % of all packets lost for {_SLOW_S:g} s",
         partial(_for_a_while, seconds=_SLOW_S, lost=0.05),

@@ -250,6 +250,23 @@ class ConnectedReplica:
         if self._withdrawn.pop(number, None) is not None:
             del self._calls[number]
 
+    async def has_ended(self, *, timeout_s: float) -> bool:
+        """Return whether its machine says that nobody takes connections there any more.
+
+        Args:
+            timeout_s: how long that may take, in seconds. A machine that says nothing is one that
+                the network does not reach.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                _, writer = await asyncio.open_connection(self.address.host, self.address.port)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        writer.transport.abort()
+        return False
+
     def close(self, reason: str) -> None:
         """End the connections."""
         for line in (self._short, self._long):

@@ -43,6 +43,8 @@ _STILL_S = 0.25
 _PATIENCE = 4.0
 # A replica that ends after it was still for so long has hung.
 _HUNG_S = 1.0
+# How long another machine may take to say that a replica has ended, on a network that is slow.
+_ENDED_TIMEOUT_S = 2.0
 # One that owes a call, and was found stopped by a signal for so long, may be so for good.
 _STOPPED_S = 3.0
 
@@ -93,6 +95,7 @@ class DirectCalls:
         self._times = UsualTimes()
         self._budget = DuplicateBudget()
         self._alarm = Alarm(self._look_after)
+        self._blaming: set[asyncio.Task[None]] = set()
         self._is_closing = False
 
     async def described(self) -> PolicySignature:
@@ -115,6 +118,7 @@ class DirectCalls:
         """End every connection; calls in flight are lost."""
         self._is_closing = True
         await self._connections.aclose()
+        await asyncio.gather(*self._blaming)
         self._alarm.cancel()
 
     @property
@@ -240,21 +244,47 @@ class DirectCalls:
 
         Where the replica has hung, the call that it computed is to blame.
         """
-        has_hung = replica.has_hung_since(time.monotonic() - _HUNG_S) and not replica.was_stopped
+        is_still = replica.has_hung_since(time.monotonic() - _HUNG_S)
+        may_have_hung = is_still and not replica.was_stopped and not self._is_closing
+        suspect = replica.computed() if may_have_hung else None
+        if may_have_hung and replica.address.path:
+            self._blame(replica, suspect)
+        elif may_have_hung:
+            task = asyncio.create_task(self._blame_if_ended(replica, suspect))
+            self._blaming.add(task)
+            task.add_done_callback(self._blaming.discard)
         if not self._is_closing:
-            if has_hung:
-                logger.error("replica_hung", extra={"replica": replica.address.replica})
             self.on_lost(replica.address.replica)
-        to_blame = replica.computed() if has_hung else None
-        if to_blame is not None and not to_blame.is_answered:
-            self.on_hang(to_blame.inputs)
         for call in replica.calls:
-            # It would hold up the next replica too, and those that compute it have hung as well.
-            if call.replicas and call is not to_blame:
-                continue
+            if call is not suspect:
+                self._tell_lost(replica, call)
+
+    def _tell_lost(self, replica: ConnectedReplica, call: AskedCall) -> None:
+        """Tell that a replica with a call was lost, unless others have the call too."""
+        if not call.replicas:
             self.give_up(call)
-            lost = ConnectionLostError(was_computed=replica.has_begun(call))
-            call.answered(_hung() if call is to_blame else lost)
+            call.answered(ConnectionLostError(was_computed=replica.has_begun(call)))
+
+    async def _blame_if_ended(self, replica: ConnectedReplica, call: AskedCall | None) -> None:
+        """Blame a call at which a replica of another machine may have hung.
+
+        It may go on there, and the network between them have been broken.
+        """
+        if await replica.has_ended(timeout_s=_ENDED_TIMEOUT_S):
+            self._blame(replica, call)
+        elif call is not None and call.number in self._calls:
+            self._tell_lost(replica, call)
+
+    def _blame(self, replica: ConnectedReplica, call: AskedCall | None) -> None:
+        """Take note that a replica has hung, at a call if that is known."""
+        logger.error("replica_hung", extra={"replica": replica.address.replica})
+        if call is None or call.is_answered:
+            return
+        self.on_hang(call.inputs)
+        # Others that have it would be held up too, or are.
+        if call.number in self._calls:
+            self.give_up(call)
+            call.answered(_hung())
 
     def _look_after(self) -> None:
         """Give up the calls whose time is over, and ask again those that are late."""
