@@ -136,6 +136,7 @@ async def test_replica_behind_a_broken_connection_is_not_said_to_hang_where_anot
             await asyncio.sleep(3 * HUNG_S)
             cable.reset()
             await until(lambda: replicas.lost)
+            await until(lambda: calls.capacity == 2)
 
     assert [number_in(answer) for answer in answers] == [2 * n for n in range(6)]
     assert told == []
