@@ -260,11 +260,12 @@ class ConnectedReplica:
         try:
             async with asyncio.timeout(timeout_s):
                 _, writer = await asyncio.open_connection(self.address.host, self.address.port)
+                writer.transport.abort()
+                await writer.wait_closed()
         except ConnectionRefusedError:
             return True
         except OSError:
             return False
-        writer.transport.abort()
         return False
 
     def close(self, reason: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -17,7 +17,7 @@ from policy_server.backends.ray.replica_list import ReplicaAddress
 from policy_server.policy import PolicyInputs, PolicyOutputs
 from tests.support.call_replicas import Replicas, connected, doubled, inputs_of, number_in
 from tests.support.servers import free_port
-from tests.support.waiting import until
+from tests.support.waiting import turns, until
 
 # After this a replica counts as hung.
 HUNG_S = 0.05
@@ -39,7 +39,7 @@ class Cable:
         self._is_whole = asyncio.Event()
         self._is_whole.set()
         self._ends: list[asyncio.StreamWriter] = []
-        self._carrying: set[asyncio.Task[None]] = set()
+        self._joining: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def laid(self) -> AsyncIterator[None]:
@@ -47,8 +47,11 @@ class Cable:
         async with await asyncio.start_server(self._join, "127.0.0.1", 0) as server:
             self.address = replace(self._there, port=server.sockets[0].getsockname()[1])
             yield
-            self.reset()
-            await asyncio.gather(*self._carrying)
+        # One may have been made of late.
+        await turns()
+        for task in self._joining:
+            task.cancel()
+        await asyncio.gather(*self._joining, return_exceptions=True)
 
     def fall_silent(self) -> None:
         """Carry nothing any more, until `reset`."""
@@ -62,12 +65,23 @@ class Cable:
         self._is_whole.set()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection(self._there.host, self._there.port)
-        self._ends += [writer, there[1]]
-        for way in (self._carry(reader, there[1]), self._carry(there[0], writer)):
-            task = asyncio.create_task(way)
-            self._carrying.add(task)
-            task.add_done_callback(self._carrying.discard)
+        task = asyncio.current_task()
+        assert task is not None
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+        ends = [writer]
+        # Either end may be reset at any time.
+        with suppress(OSError):
+            try:
+                there = await asyncio.open_connection(self._there.host, self._there.port)
+                ends.append(there[1])
+                self._ends += ends
+                await asyncio.gather(self._carry(reader, there[1]), self._carry(there[0], writer))
+            finally:
+                for end in ends:
+                    end.transport.abort()
+                waits = [end.wait_closed() for end in ends]
+                await asyncio.gather(*waits, return_exceptions=True)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1 << 16):
@@ -122,6 +136,7 @@ async def test_replica_behind_a_broken_connection_is_not_said_to_hang_where_anot
             await asyncio.sleep(3 * HUNG_S)
             cable.reset()
             await until(lambda: replicas.lost)
+            await until(lambda: calls.capacity == 2)
 
     assert [number_in(answer) for answer in answers] == [2 * n for n in range(6)]
     assert told == []
