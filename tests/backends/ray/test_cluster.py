@@ -318,21 +318,6 @@ async def test_ray_remembers_few_of_the_replicas_that_have_ended(
     assert remembered == 50
 
 
-async def test_process_outlives_a_ray_that_dies_during_its_calls(
-    cluster: RayCluster, models: Path
-) -> None:
-    backend = await cluster.deploy(version_of("ppo_discrete", models))
-    # Above this size an argument goes by the raylet's object store; without it Ray's library ends
-    # the process; so does a wait for the head process that is longer than this.
-    inline_bytes = Config.max_direct_call_object_size()
-    limit_s = Config.gcs_rpc_server_reconnect_timeout_s()
-    await cluster.undeploy(backend)
-
-    # Ray Serve sends 110 KB to deploy a version; by themselves these are 100 KB and 60 s.
-    assert inline_bytes > 1_000_000
-    assert limit_s > 365 * 24 * 3600
-
-
 async def test_replica_that_has_ended_leaves_the_list(cluster: RayCluster, models: Path) -> None:
     version = version_of("ppo_discrete", models, name="listed")
     backend = await cluster.deploy(version)
