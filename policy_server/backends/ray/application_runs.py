@@ -13,6 +13,7 @@ from policy_server.backends.ray.connection import reason_of
 from policy_server.backends.ray.direct_calls import DirectCalls
 from policy_server.backends.ray.ledger import Ledger
 from policy_server.backends.ray.membership import Membership
+from policy_server.backends.ray.ray_calls import RayCalls
 from policy_server.backends.ray.replica_list import ReplicaList
 from policy_server.backends.ray.serve_handle import Handle
 from policy_server.backends.ray.signatures import ApplicationGoneError, find_signature
@@ -47,15 +48,17 @@ class RunningApplication:
 class ApplicationRuns:
     """The applications that this process has brought up, and its handles of them."""
 
-    def __init__(self, settings: Settings, membership: Membership) -> None:
+    def __init__(self, settings: Settings, membership: Membership, ray_calls: RayCalls) -> None:
         """Own the handles, each until `forget`.
 
         Args:
             settings: deadlines, and how calls are made.
             membership: of this process in a Ray.
+            ray_calls: makes the calls of Ray.
         """
         self._settings = settings
         self._membership = membership
+        self._ray_calls = ray_calls
         self._handles: dict[str, Handle] = {}
         self._building = asyncio.Lock()
 
@@ -78,7 +81,9 @@ class ApplicationRuns:
             handle = self._handle(application.name)
             calls = self._calls(application)
             try:
-                signature = await find_signature(application, handle, calls)
+                signature = await find_signature(
+                    application, handle, calls, call_ray=self._ray_calls.call
+                )
                 return RunningApplication(handle, signature, calls)
             except BaseException as error:
                 if calls is not None:
@@ -95,11 +100,11 @@ class ApplicationRuns:
         self, application: Application, ledger: Ledger, compiling: Compiling
     ) -> None:
         """Have the application run, unless it does or is coming up; see `bring_up`."""
-        if not await asyncio.to_thread(application.is_present):
+        if not await self._ray_calls.call(application.is_present):
             compiled = await compiling
             # Ray Serve can't build two deployments at once in one process.
             async with self._building:
-                await asyncio.to_thread(
+                await self._ray_calls.call(
                     _run, application, ledger, compiled, self._membership.ledger_folder
                 )
 
@@ -131,7 +136,11 @@ class ApplicationRuns:
         if not self._settings.direct_calls or counts.is_scaled:
             return None
         return DirectCalls(
-            ReplicaList(application.name, socket_folder=self._membership.ledger_folder),
+            ReplicaList(
+                application.name,
+                socket_folder=self._membership.ledger_folder,
+                call_ray=self._ray_calls.call,
+            ),
             replicas=counts.most,
             timeout_s=self._settings.request_timeout_s,
         )

@@ -15,12 +15,13 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -39,6 +40,7 @@ from policy_server.backends.ray.cluster_ledger import RENEWAL_PERIOD_S, ClusterL
 from policy_server.backends.ray.cluster_records import ClusterRecords, open_cluster_records
 from policy_server.backends.ray.connection import (
     kept_signal_handlers,
+    no_other_ray,
     reason_of,
     without_proxies,
 )
@@ -51,6 +53,7 @@ from policy_server.backends.ray.membership import (
     SoleOwner,
 )
 from policy_server.backends.ray.own_ray import RAY_METRICS
+from policy_server.backends.ray.ray_calls import ENDED, RayCalls, call_ray
 from policy_server.backends.ray.shared_ray import SharedRay
 from policy_server.backends.ray.stand_ins import stand_ins
 from policy_server.backends.replica_counts import ReplicaCounts
@@ -72,6 +75,7 @@ _LEAVE_TIMEOUT_S = 10.0
 # Between the starts of a Ray that does not start.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
+_Result = TypeVar("_Result")
 
 
 @asynccontextmanager
@@ -95,11 +99,14 @@ async def open_ray_cluster(settings: Settings) -> AsyncIterator[RayCluster]:
         )
     with (
         without_proxies(),
+        no_other_ray(),
         ThreadPoolExecutor(max_workers=1, thread_name_prefix="ray") as executor,
     ):
 
         def call(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:  # noqa: ANN401 -- what the function takes
-            return asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+            return asyncio.get_running_loop().run_in_executor(
+                executor, call_ray, function, *arguments
+            )
 
         cluster = RayCluster(settings, _membership(settings, call))
         try:
@@ -135,14 +142,15 @@ class RayCluster:
         self._applications: dict[str, Application] = {}
         self._uses: Counter[str] = Counter()
         self._backends: set[RayBackend] = set()
-        self._runs = ApplicationRuns(settings, membership)
+        self._ray_calls = RayCalls()
+        self._runs = ApplicationRuns(settings, membership, self._ray_calls)
         self._keeping: asyncio.Task[None] | None = None
         # Set from the end of a Ray until another one was joined.
         self._has_died = asyncio.Event()
         # Cleared where Ray has died and no version is deployed.
         self._is_needed = asyncio.Event()
         self._is_needed.set()
-        self._healthy = HealthyReplicas(self._backends)
+        self._healthy = HealthyReplicas(self._backends, call_ray=self._ray_calls.call)
         self._counting = asyncio.create_task(self._healthy.run())
         self._joining = asyncio.create_task(self._join())
         self._watching = asyncio.create_task(self._watch())
@@ -212,8 +220,9 @@ class RayCluster:
         self._is_needed.set()
         try:
             ledger = await asyncio.shield(self._joining)
-            backend = await self._deployed(application, ledger, compiling, count_lost)
-        except RayError as error:
+            deploying = self._deployed(application, ledger, compiling, count_lost)
+            backend = await _unless_ended(deploying, self._has_died.wait())
+        except (RayError, RayServeException) as error:
             raise NotReadyError(
                 f"ray: {application.name} could not be deployed: {reason_of(error)}"
             ) from error
@@ -248,29 +257,33 @@ class RayCluster:
         self._uses.clear()
         if self._is_joined():
             for name in list(self._applications):
-                with suppress(RayError, RayServeException):
+                with suppress(NotReadyError, RayError, RayServeException):
                     await self._leave(name, is_retired=False)
-        async with kept_signal_handlers():
+        async with kept_signal_handlers(), self._ray_calls.held():
             await self._membership.leave()
 
     async def _end(self, backend: RayBackend, *, is_retired: bool) -> None:
         self._backends.discard(backend)
         await backend.aclose()
+        await self._abandon(backend.application, is_retired=is_retired)
+
+    async def _abandon(self, name: str, *, is_retired: bool) -> None:
+        """Leave an application, but wait for no Ray that has died."""
         if not self._is_joined():
             # A Ray that has died has no replicas that it could end.
-            self._uses[backend.application] -= 1
-            if not self._uses[backend.application]:
-                self._applications.pop(backend.application, None)
+            self._uses[name] -= 1
+            if not self._uses[name]:
+                self._applications.pop(name, None)
             return
-        leaving = asyncio.create_task(self._leave(backend.application, is_retired=is_retired))
+        leaving = asyncio.create_task(self._leave(name, is_retired=is_retired))
         dying = asyncio.create_task(self._has_died.wait())
         try:
             async with asyncio.timeout(_LEAVE_TIMEOUT_S):
                 await asyncio.wait([leaving, dying], return_when=asyncio.FIRST_COMPLETED)
             if leaving.done():
                 await leaving
-        except (RayError, RayServeException, OSError) as error:
-            # It has died meanwhile.
+        except (NotReadyError, RayError, RayServeException, OSError) as error:
+            # It has died meanwhile, or takes too long.
             logger.warning("application_not_left", extra={"reason": repr(error)[:300]})
         finally:
             leaving.cancel()
@@ -288,7 +301,11 @@ class RayCluster:
         async with kept_signal_handlers():
             await self._membership.join()
         self._keeping = asyncio.create_task(self._keep())
-        return await asyncio.to_thread(_ledger, self._membership.ledger_folder)
+        return await self._opened_ledger()
+
+    async def _opened_ledger(self) -> Ledger:
+        opening = self._ray_calls.call(_ledger, self._membership.ledger_folder)
+        return await _unless_ended(opening, self._membership.lost())
 
     async def _watch(self) -> None:
         """Start another Ray, or join it, each time that this machine's has died."""
@@ -314,7 +331,8 @@ class RayCluster:
         started = time.monotonic()
         self._joining = asyncio.create_task(self._rejoin())
         try:
-            await self._resume(await asyncio.shield(self._joining))
+            ledger = await asyncio.shield(self._joining)
+            await _unless_ended(self._resume(ledger), self._membership.lost())
         except Exception as error:
             # Ray raises plain exceptions too.
             logger.warning("ray_not_restarted", extra={"reason": str(error)[:300]})
@@ -337,10 +355,10 @@ class RayCluster:
             for backend in self._backends:
                 # Some may have been resumed on one that has died since.
                 backend.suspend()
-        async with kept_signal_handlers():
+        async with kept_signal_handlers(), self._ray_calls.held():
             await self._membership.rejoin()
         self._has_died.clear()
-        return await asyncio.to_thread(_ledger, self._membership.ledger_folder)
+        return await self._opened_ledger()
 
     async def _resume(self, ledger: Ledger) -> None:
         """Have all policy versions run on another Ray, and their backends call it."""
@@ -351,7 +369,7 @@ class RayCluster:
         }
         try:
             for name, (application, compiling) in applications.items():
-                await asyncio.to_thread(ledger.enter, name)
+                await self._ray_calls.call(ledger.enter, name)
                 await self._runs.run_unless_present(application, ledger, compiling)
             for name, (application, compiling) in applications.items():
                 running = await self._runs.bring_up(application, ledger, compiling)
@@ -376,12 +394,10 @@ class RayCluster:
         self._applications[name] = application
         self._uses[name] += 1
         try:
-            await asyncio.to_thread(ledger.enter, name)
+            await self._ray_calls.call(ledger.enter, name)
             running = await self._runs.bring_up(application, ledger, compiling)
         except BaseException:
-            # The folder of a Ray that has ended meanwhile has gone too.
-            with suppress(OSError, RayError, RayServeException):
-                await self._leave(name, is_retired=True)
+            await self._abandon(name, is_retired=True)
             raise
         backend = RayBackend(
             running.handle,
@@ -410,7 +426,7 @@ class RayCluster:
         self._applications.pop(name, None)
         await self._runs.forget(name)
         ledger = await asyncio.shield(self._joining)
-        await asyncio.to_thread(ledger.leave, name, is_retired=is_retired)
+        await self._ray_calls.call(partial(ledger.leave, name, is_retired=is_retired))
 
     async def _keep(self) -> None:
         """Renew this process's entries in the ledger, and store lost files again."""
@@ -422,7 +438,7 @@ class RayCluster:
                 # Another one, where Ray has died and was started again.
                 ledger = await asyncio.shield(self._joining)
                 deployed = {backend.application for backend in self._backends}
-                for name in await asyncio.to_thread(ledger.renew, list(self._applications)):
+                for name in await self._ray_calls.call(ledger.renew, list(self._applications)):
                     # The files of one that is still deployed are on their way.
                     application = self._applications.get(name)
                     if name in deployed and application is not None:
@@ -437,7 +453,31 @@ class RayCluster:
     async def _store_again(self, application: Application, ledger: Ledger) -> None:
         version = application.version
         compiled = await find_compiled(version.model, version.schema, self._settings)
-        await asyncio.to_thread(ledger.store, application.name, application.files(compiled))
+        await self._ray_calls.call(ledger.store, application.name, application.files(compiled))
+
+
+async def _unless_ended(
+    work: Coroutine[Any, Any, _Result], end: Coroutine[Any, Any, object]
+) -> _Result:
+    """Return the result of work on a Ray, which is cancelled where that Ray ends first.
+
+    Args:
+        work: may wait for Ray for ever, once that has ended.
+        end: waits for Ray's end.
+
+    Raises:
+        NotReadyError: if Ray ends first.
+    """
+    working, ending = asyncio.create_task(work), asyncio.create_task(end)
+    try:
+        await asyncio.wait([working, ending], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise NotReadyError(ENDED)
+        return await working
+    finally:
+        working.cancel()
+        ending.cancel()
+        await asyncio.gather(working, ending, return_exceptions=True)
 
 
 def _ledger(folder: Path | None) -> Ledger:

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from policy_server.backends.ray.ray_calls import ENDED
 from policy_server.backends.ray.slim_serve import without_data_frames
 from policy_server.errors import NotReadyError, SettingsError
 from policy_server.public_key import is_loopback
@@ -28,6 +29,7 @@ __all__ = [
     "check_open_files",
     "connect",
     "kept_signal_handlers",
+    "no_other_ray",
     "reason_of",
     "sockets_hint",
     "use_token",
@@ -45,6 +47,7 @@ _RESTORE_EVERY_S = 0.01
 _FEWEST_FILES = 128
 # Of the 107 bytes of a socket's path, Ray's part and that of the folder around it take the rest.
 _LONGEST_FOLDER = 25
+_init = ray.init
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
@@ -61,6 +64,26 @@ def without_proxies() -> Iterator[None]:
     """
     with without_variables(lambda name: name.lower() in _PROXIES):
         yield
+
+
+@contextmanager
+def no_other_ray() -> Iterator[None]:
+    """Have `ray.init` start no Ray but by `connect` while the block runs.
+
+    Each function of Ray Serve's calls it where this process is connected to no Ray: a thread that
+    comes back to Ray Serve while one Ray follows another would start a whole Ray that nobody ends.
+    """
+    ray.init = _refuse_another
+    try:
+        yield
+    finally:
+        ray.init = _init
+
+
+def _refuse_another(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 -- those of `ray.init`
+    if not ray.is_initialized():
+        raise NotReadyError(ENDED)
+    return _init(*arguments, **options)
 
 
 def use_token() -> None:
@@ -125,7 +148,7 @@ def connect(
     logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
     adopt_loggers()
     with _short_export(), without_data_frames():
-        ray.init(
+        _init(
             address=address,
             log_to_driver=False,
             configure_logging=False,

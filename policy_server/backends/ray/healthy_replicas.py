@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from policy_server.backends.ray.applications import running_replicas
 from policy_server.backends.ray.backend import RayBackend
+from policy_server.backends.ray.ray_calls import CallRay
 
 __all__ = ["HealthyReplicas"]
 
@@ -27,6 +28,7 @@ class HealthyReplicas:
         self,
         backends: Collection[RayBackend],
         *,
+        call_ray: CallRay,
         ask_serve: Callable[[], Mapping[str, int]] = running_replicas,
         period_s: float = _PERIOD_S,
     ) -> None:
@@ -34,10 +36,12 @@ class HealthyReplicas:
 
         Args:
             backends: those that are open, as they come and go.
+            call_ray: calls a function that uses Ray, in a thread.
             ask_serve: returns the number of running replicas by application; it may wait.
             period_s: how often Ray Serve is asked, in seconds.
         """
         self._backends = backends
+        self._call_ray = call_ray
         self._ask_serve = ask_serve
         self._period_s = period_s
         self._told: Mapping[str, int] = {}
@@ -58,7 +62,7 @@ class HealthyReplicas:
         while True:
             if any(backend.connected_replicas is None for backend in self._backends):
                 try:
-                    self._told = await asyncio.to_thread(self._ask_serve)
+                    self._told = await self._call_ray(self._ask_serve)
                 except Exception as error:
                     # It has died, or ends; Ray raises plain exceptions too.
                     self._told = {}

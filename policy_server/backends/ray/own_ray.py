@@ -72,6 +72,14 @@ _REMEMBERED = {
     "maximum_gcs_dead_worker_cached_count": 50,
     "task_events_max_num_task_in_gcs": 1000,
 }
+# Ray's library ends a process that reaches for the object store of a raylet that has died: by
+# itself that holds every argument above 100 KB, and Ray Serve sends 110 KB to deploy a version. It
+# also ends one whose call of a dead head process has waited for 60 s, though another Ray has
+# followed: here after ten years.
+_OUTLIVED = {
+    "max_direct_call_object_size": 4 * 1024 * 1024,
+    "gcs_rpc_server_reconnect_timeout_s": 10 * 365 * 24 * 3600,
+}
 # Ray's metrics cost its agent 250 KB for each version that ever was, and the server reads none of
 # them. Whoever wants them sets the variable, which is Ray's own.
 _METRICS = "enable_metrics_collection"
@@ -268,6 +276,7 @@ class OwnRay:
             "dashboard_port": settings.dashboard_port,
             "_system_config": {
                 **_REMEMBERED,
+                **_OUTLIVED,
                 # Here it would go before the variable.
                 **({} if os.environ.get(f"RAY_{_METRICS}") else {_METRICS: False}),
             },

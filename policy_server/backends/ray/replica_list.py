@@ -6,7 +6,6 @@ that may use Ray can read the keys in it.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
@@ -23,6 +22,7 @@ import ray
 
 from policy_server.backends.ray.call_frames import error_document, error_in
 from policy_server.backends.ray.call_notes import remove_note
+from policy_server.backends.ray.ray_calls import CallRay
 from policy_server.engine.cache import read_signature
 from policy_server.errors import PolicyServerError
 from policy_server.policy import PolicySignature
@@ -112,13 +112,17 @@ def remove_addresses(application: str) -> None:
 class ReplicaList:
     """The list of one application's replicas, as a web process reads it."""
 
-    def __init__(self, application: str, *, socket_folder: Path | None = None) -> None:
+    def __init__(
+        self, application: str, *, call_ray: CallRay, socket_folder: Path | None = None
+    ) -> None:
         """Own copies of the entries that have been read.
 
         Args:
             application: the application's name.
+            call_ray: calls a function that uses Ray, in a thread.
             socket_folder: the folder of its replicas' sockets; None where they listen at ports.
         """
+        self._call_ray = call_ray
         self._socket_folder = socket_folder
         self._application = application
         self._known: dict[str, ReplicaAddress] = {}
@@ -129,7 +133,8 @@ class ReplicaList:
         Raises:
             Exception: Ray's own, if its store does not answer or has moved.
         """
-        return await asyncio.to_thread(self._read)
+        found: Sequence[ReplicaAddress] = await self._call_ray(self._read)
+        return found
 
     async def remove_dead(self, address: ReplicaAddress) -> None:
         """Remove a replica that could not be reached, if Ray says that it has ended.
@@ -140,7 +145,7 @@ class ReplicaList:
         Raises:
             Exception: Ray's own, if its store does not answer or has moved.
         """
-        await asyncio.to_thread(self._remove_dead, address)
+        await self._call_ray(self._remove_dead, address)
 
     def _read(self) -> Sequence[ReplicaAddress]:
         from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list

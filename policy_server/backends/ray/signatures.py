@@ -14,6 +14,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from policy_server.backends.ray.applications import PRESENT, Application, missing_room
 from policy_server.backends.ray.direct_calls import DirectCalls
+from policy_server.backends.ray.ray_calls import CallRay
 from policy_server.backends.ray.serve_handle import Handle
 from policy_server.errors import NotReadyError, PolicyServerError
 from policy_server.policy import PolicySignature
@@ -31,7 +32,11 @@ class ApplicationGoneError(Exception):
 
 
 async def find_signature(
-    application: Application, handle: Handle, calls: DirectCalls | None
+    application: Application,
+    handle: Handle,
+    calls: DirectCalls | None,
+    *,
+    call_ray: CallRay,
 ) -> PolicySignature:
     """Return the policy's signature once a replica takes calls.
 
@@ -39,13 +44,14 @@ async def find_signature(
         application: one that has been deployed, and may be coming up still.
         handle: the application's.
         calls: those by connections to the replicas; None where Ray Serve calls them.
+        call_ray: calls a function that uses Ray, in a thread.
 
     Raises:
         PolicyServerError: as a replica that can't load the policy says.
         NotReadyError: if Ray Serve gives the application up, or no replica is ready in time.
         ApplicationGoneError: if it is removed meanwhile.
     """
-    watching = asyncio.create_task(_watch(application, handle))
+    watching = asyncio.create_task(_watch(application, handle, call_ray))
     answering = asyncio.create_task(calls.described() if calls else _describe(handle))
     try:
         async with asyncio.timeout(application.settings.start_timeout_s):
@@ -59,7 +65,7 @@ async def find_signature(
     except (RayError, RayServeException) as error:
         raise _not_deployed(error) from error
     except TimeoutError as error:
-        raise NotReadyError(await _late(application)) from error
+        raise NotReadyError(await _late(application, call_ray)) from error
     finally:
         watching.cancel()
         answering.cancel()
@@ -77,7 +83,7 @@ async def _describe(handle: Handle) -> PolicySignature:
             return signature
 
 
-async def _watch(application: Application, handle: Handle) -> PolicySignature:
+async def _watch(application: Application, handle: Handle, call_ray: CallRay) -> PolicySignature:
     """Raise an error when Ray Serve gives the application up.
 
     Where it says twice that replicas run, and none is connected yet, Ray Serve is asked: they may
@@ -85,7 +91,7 @@ async def _watch(application: Application, handle: Handle) -> PolicySignature:
     """
     was_running = False
     while True:
-        state, message = await asyncio.to_thread(application.state)
+        state, message = await call_ray(application.state)
         if state == "DEPLOY_FAILED":
             raise _not_deployed(message)
         if state not in PRESENT:
@@ -96,12 +102,12 @@ async def _watch(application: Application, handle: Handle) -> PolicySignature:
         await asyncio.sleep(_STATUS_PERIOD_S)
 
 
-async def _late(application: Application) -> str:
+async def _late(application: Application, call_ray: CallRay) -> str:
     settings = application.settings
     late = f"no replica was ready within {settings.start_timeout_s:g} s"
     missing = ""
     if application.is_crowded:
-        missing = await asyncio.to_thread(missing_room, application.version.replicas.cpus)
+        missing = await call_ray(missing_room, application.version.replicas.cpus)
     if missing:
         return f"{late}: {missing}"
     return f"{late}; see Ray's logs, or raise POLICY_SERVER_START_TIMEOUT_S"

@@ -248,14 +248,14 @@ async def test_eight_replicas_are_found_and_all_are_asked(
 
     await until(lambda: backend.capacity == 8, timeout_s=120)
     await asyncio.gather(*(check_answers(backend, version) for _ in range(16)))
-    listed = await ReplicaList(backend.application).addresses()
+    listed = await ReplicaList(backend.application, call_ray=asyncio.to_thread).addresses()
 
     assert len({address.replica for address in listed}) == 8
     # All of Ray is on this machine.
     assert all(Path(address.path).is_socket() for address in listed)
     await cluster.undeploy(backend)
     await until_no_replica_of("many")
-    assert await ReplicaList(backend.application).addresses() == []
+    assert await ReplicaList(backend.application, call_ray=asyncio.to_thread).addresses() == []
 
 
 async def test_frozen_replica_fails_no_request_and_holds_none_up_for_long(
@@ -321,7 +321,7 @@ async def test_ray_remembers_few_of_the_replicas_that_have_ended(
 async def test_replica_that_has_ended_leaves_the_list(cluster: RayCluster, models: Path) -> None:
     version = version_of("ppo_discrete", models, name="listed")
     backend = await cluster.deploy(version)
-    replicas = ReplicaList(backend.application)
+    replicas = ReplicaList(backend.application, call_ray=asyncio.to_thread)
     [alive] = await replicas.addresses()
     ended = replace(alive, replica="ended", actor="SERVE_REPLICA::ended")
     await asyncio.to_thread(announce, ended)
@@ -340,7 +340,7 @@ async def test_replica_lists_its_signature_or_why_it_has_none(
 ) -> None:
     version = version_of("ppo_tuple", models, name="telling")
     backend = await cluster.deploy(version)
-    replicas = ReplicaList(backend.application)
+    replicas = ReplicaList(backend.application, call_ray=asyncio.to_thread)
     [alive] = await replicas.addresses()
     failed = PolicyFailedError("the policy can't be loaded: no room")
     failed.add_note("In the replica:\nTraceback")

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 
 from policy_server.backends.ray.connection import (
     as_not_ready_error,
     kept_signal_handlers,
+    no_other_ray,
     sockets_hint,
     warn_of_open_dashboard,
     without_proxies,
@@ -152,3 +154,29 @@ def _is_caught(number: signal.Signals) -> bool:
     status = Path("/proc/self/status").read_text()
     [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt")]
     return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def test_ray_serve_starts_no_ray_of_its_own() -> None:
+    # As in a thread that comes back to Ray Serve while one Ray follows another.
+    lines = """
+import policy_server.backends.ray
+from ray import serve
+from policy_server.backends.ray.connection import no_other_ray
+
+with no_other_ray():
+    serve.status()
+"""
+
+    ended = run(sys.executable, "-c", lines, status=1)
+
+    assert "NotReadyError: ray: ended meanwhile" in ended.stderr
+
+
+def test_program_may_start_a_ray_once_the_server_has_ended() -> None:
+    before = ray.init
+
+    with no_other_ray():
+        replaced = ray.init
+
+    assert replaced is not before
+    assert ray.init is before

@@ -26,7 +26,10 @@ def counted(*backends: Backend, told: Iterator[dict[str, int]] | None = None) ->
     """Return a count of backends; Ray Serve's answers fail after those that are told."""
     answers = iter(()) if told is None else told
     return HealthyReplicas(
-        cast("Any", set(backends)), ask_serve=lambda: next(answers), period_s=0.001
+        cast("Any", set(backends)),
+        call_ray=asyncio.to_thread,
+        ask_serve=lambda: next(answers),
+        period_s=0.001,
     )
 
 
@@ -73,7 +76,9 @@ async def test_ray_serve_that_fails_is_asked_again_and_told_of_once(
             raise failure
         return next(answers)
 
-    replicas = HealthyReplicas(cast("Any", [Backend("b", None)]), ask_serve=ask, period_s=0.001)
+    replicas = HealthyReplicas(
+        cast("Any", [Backend("b", None)]), call_ray=asyncio.to_thread, ask_serve=ask, period_s=0.001
+    )
     async with running(replicas):
         await until(lambda: replicas.count() == 4)
 
@@ -88,7 +93,9 @@ async def test_ray_serve_is_not_asked_where_all_are_connected() -> None:
         return {}
 
     backends = [Backend("a", 1)]
-    replicas = HealthyReplicas(cast("Any", backends), ask_serve=ask, period_s=0.0)
+    replicas = HealthyReplicas(
+        cast("Any", backends), call_ray=asyncio.to_thread, ask_serve=ask, period_s=0.0
+    )
     async with running(replicas):
         for _ in range(20):
             await asyncio.sleep(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -102,7 +103,9 @@ async def signature_of_application(
     application: Application, source: ReplicaSource
 ) -> PolicySignature:
     async with calls_of(source) as calls:
-        return await find_signature(application, Handle(ServesHandle()), calls)
+        return await find_signature(
+            application, Handle(ServesHandle()), calls, call_ray=asyncio.to_thread
+        )
 
 
 async def test_signature_is_that_of_a_replica_that_takes_calls(
@@ -114,7 +117,9 @@ async def test_signature_is_that_of_a_replica_that_takes_calls(
     replicas.listed[:] = [gone, replace(address, description=LISTED)]
 
     async with calls_of(replicas) as calls:
-        found = await find_signature(application(tmp_path), Handle(handle), calls)
+        found = await find_signature(
+            application(tmp_path), Handle(handle), calls, call_ray=asyncio.to_thread
+        )
         answer = await calls.infer(inputs_of(1.0))
 
     assert found == LISTED
