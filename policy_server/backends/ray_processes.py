@@ -224,12 +224,14 @@ def _is_left_without_note(folder: Path) -> bool:
         return False
     # Of a container that shares the temporary folder.
     is_others = any(name.startswith(_SERVER) for name in names - {_server_file()})
-    is_rays = not names or bool(names & {RAYS_OWN, _server_file()})
+    is_rays = bool(names & {RAYS_OWN, _server_file()})
     if is_others or not is_rays or age_s < _MADE_WITHIN_S:
         return False
-    return not any(
-        _GUARDS_TITLE in title or _RAYLETS_TITLE in title for _, title in _processes_in(folder)
-    )
+    titles = [title for _, title in _processes_in(folder)]
+    if any(_GUARDS_TITLE in title or _RAYLETS_TITLE in title for title in titles):
+        return False
+    # Without either it may be that of another container, whose processes can't be seen.
+    return bool(titles) or _server_file() in names
 
 
 def end_ray_in(folder: Path) -> None:

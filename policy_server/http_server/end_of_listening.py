@@ -112,7 +112,7 @@ class _EndOfListening:
         self._drain_s = drain_s
         self._loop = asyncio.get_running_loop()
         self._noting: dict[int, Any] = {}
-        self._has_come = self._is_noted = False
+        self._has_come = self._is_noted = self._is_over = False
         self._is_given = is_given
         self._file: SocketFile | None = None
         self._listener: socket.socket | None = None
@@ -124,13 +124,17 @@ class _EndOfListening:
             self._noting[number] = signal.signal(number, self._hear)
         # By a terminal that closes; where it is ignored (`nohup`), it stays so.
         if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-            # Unlike uvicorn's two, nobody but the event loop puts it back.
-            self._loop.add_signal_handler(signal.SIGHUP, self._hear, signal.SIGHUP, None)
+            signal.signal(signal.SIGHUP, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         # Nobody waits for a terminal that closes.
         drain_s = self._drain_s if number == signal.SIGTERM else 0.0
         if number == signal.SIGHUP:
+            if self._loop.is_closed() or (self._is_over and not self._has_come):
+                # A program goes on behind its server. Unlike uvicorn's two, nobody puts it back.
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+                return
             number = signal.SIGTERM
         if not self._has_come:
             self._has_come = True
@@ -199,7 +203,11 @@ class _EndOfListening:
             self._running.config.uds = None
 
     def put_back(self) -> None:
-        """Leave the file of a UNIX socket to the supervisor, for its end or its next workers."""
+        """Leave the file of a UNIX socket to the supervisor, for its end or its next workers.
+
+        And SIGHUP to the program, if it has one of its own to do behind the server.
+        """
+        self._is_over = True
         if self._file is not None and self._listener is not None:
             with self._listener:
                 self._file.put_back(self._listener)

@@ -21,6 +21,7 @@ from policy_server.http_server.connection_limits import (
     Unread,
     WatchedConnection,
 )
+from policy_server.http_server.end_of_side import ended_behind_s
 from policy_server.http_server.http_protocol import HttpProtocol, Reads
 from policy_server.http_server.web_socket_protocol import WebSocketProtocol
 from policy_server.settings import ENV_PREFIX
@@ -270,7 +271,9 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         if not self.transport.can_write_eof() or self._is_lingering:
             return False
         if time.perf_counter() - self.asked_at() > _HALF_CLOSED_S:
-            return False
+            behind_s = ended_behind_s(self.transport)
+            if behind_s is None or behind_s > _HALF_CLOSED_S:
+                return False
         self._is_half_closed = self._is_draining = True
         return not self.close_if_answered()
 

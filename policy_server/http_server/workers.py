@@ -40,6 +40,9 @@ class Worker:
         is_first: whether this worker was there before any other.
     """
 
+    # Whether the supervisor was seen to end.
+    _is_orphan = False
+
     def __init__(self) -> None:
         """Own a share in the workers' folder, from now until `leave`.
 
@@ -51,7 +54,6 @@ class Worker:
         assert parent.pid is not None, "it was started"
         self.supervisor: int = parent.pid
         self._parents_end = parent.sentinel
-        self._is_orphan = False
         shared = share_folder(_PURPOSE, parent=self.supervisor)
         self.folder, self.is_first = shared.path, shared.is_new
 

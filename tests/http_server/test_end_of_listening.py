@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -132,15 +134,35 @@ async def test_signal_before_uvicorn_listens_waits_until_it_does(heard: list[int
     assert heard == [signal.SIGTERM]
 
 
-@pytest.mark.usefixtures("heard")
-def test_program_that_goes_on_behind_its_server_ends_with_its_terminal_again() -> None:
-    async def serve() -> None:
-        end_listening_first(running())
-        assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+PROGRAM = """
+import asyncio, os, signal, uvicorn, uvloop
+from policy_server.http_server.end_of_listening import end_listening_first
 
-    asyncio.run(serve())
+async def serve():
+    server = uvicorn.Server(uvicorn.Config("app:app", log_config=None))
+    server.servers = []
+    end_listening_first(server)()
+    {within}
 
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+{run}(serve())
+{behind}
+print("goes on")
+"""
+HANG_UP = "os.kill(os.getpid(), signal.SIGHUP)"
+
+
+@pytest.mark.parametrize("run", ["asyncio.run", "uvloop.run"])
+@pytest.mark.parametrize(
+    ("within", "behind"), [("pass", HANG_UP), (HANG_UP, "")], ids=["own loop", "same loop"]
+)
+def test_program_that_goes_on_behind_its_server_ends_with_its_terminal_again(
+    run: str, within: str, behind: str
+) -> None:
+    program = PROGRAM.format(run=run, within=within, behind=behind)
+
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert (ended.returncode, ended.stdout) == (-signal.SIGHUP, ""), ended.stderr
 
 
 async def test_clients_are_taken_for_a_time_after_sigterm(heard: list[int]) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 import orjson
 import pytest
 
+from policy_server.http_server import limited_protocol
 from policy_server.http_server.connection_limits import ConnectionWatch
 from policy_server.http_server.hot_heads import HotHeads
 from policy_server.http_server.hot_protocol import HotHttpProtocol
@@ -118,6 +119,29 @@ async def test_request_that_came_in_part_is_not_waited_for(rest: bytes, *, is_ho
     assert (stays_open, stays_open_alone) == (True, False)
     assert [answer.status for answer in answers_in(transport.written)] == [200]
     assert quiet.written == b""
+
+
+@IS_HOT
+async def test_client_that_ended_its_side_at_once_is_answered_by_a_process_that_reads_it_late(
+    monkeypatch: pytest.MonkeyPatch, *, is_hot: bool
+) -> None:
+    async with served() as (app, backend):
+        server = Server(app, is_hot=is_hot)
+        gate = hold(backend)
+        protocol, transport = server.connect()
+        protocol.data_received(request_to("/policies/hunter/predict", HUNTER))
+        await turns(20)
+        now = time.perf_counter()
+        with monkeypatch.context() as later:
+            later.setattr(time, "perf_counter", lambda: now + 2)
+            # The kernel knows when both have come.
+            later.setattr(limited_protocol, "ended_behind_s", lambda _: 0.001)
+            stays_open = protocol.eof_received()
+        gate.set()
+        await until(lambda: transport.is_gone)
+
+    assert stays_open
+    assert [answer.status for answer in answers_in(transport.written)] == [200]
 
 
 @IS_HOT

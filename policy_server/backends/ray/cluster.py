@@ -409,7 +409,12 @@ class RayCluster:
             count_lost=count_lost,
         )
         self._backends.add(backend)
-        await backend.connect()
+        try:
+            await backend.connect()
+        except BaseException:
+            # Broken off, as where Ray ends meanwhile.
+            await self._end(backend, is_retired=True)
+            raise
         seconds = round(time.monotonic() - started, 1)
         logger.info("policy_deployed", extra={"application": name, "seconds": seconds})
         return backend

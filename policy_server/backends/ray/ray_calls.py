@@ -79,7 +79,11 @@ class RayCalls:
         thread = threading.Thread(
             target=self._run, args=(answered, function, arguments), name="ray-call", daemon=True
         )
-        thread.start()
+        try:
+            thread.start()
+        except BaseException:
+            self._end_one()
+            raise
         return await asyncio.wrap_future(answered)
 
     @asynccontextmanager
@@ -107,5 +111,8 @@ class RayCalls:
         else:
             answered.set_result(answer)
         finally:
-            with self._lock:
-                self._under_way -= 1
+            self._end_one()
+
+    def _end_one(self) -> None:
+        with self._lock:
+            self._under_way -= 1

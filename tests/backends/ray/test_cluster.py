@@ -20,9 +20,10 @@ from ray._private.worker import global_worker
 from ray._raylet import Config  # type: ignore[attr-defined]  # a compiled module
 from ray.serve._private.request_router.request_router import RequestRouter
 
+from policy_server.backends.ray.backend import RayBackend
 from policy_server.backends.ray.cluster import RayCluster, open_ray_cluster
 from policy_server.backends.ray.replica_list import ReplicaList, announce
-from policy_server.errors import PolicyFailedError, SettingsError
+from policy_server.errors import NotReadyError, PolicyFailedError, SettingsError
 from policy_server.metrics import Metrics
 from policy_server.serving import OpenedPolicy, PolicyRegistry, PolicySlot
 from policy_server.settings import Settings
@@ -55,6 +56,27 @@ async def test_three_policies_answer_side_by_side_on_one_ray(
     assert len(processes_of("ServeReplica:policy-")) == 3
     for backend in backends:
         await cluster.undeploy(backend)
+
+
+async def test_deploy_that_is_broken_off_as_it_connects_leaves_nothing(
+    cluster: RayCluster, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = version_of("ppo_discrete", models, name="broken")
+
+    async def break_off(_: RayBackend) -> None:
+        raise NotReadyError("ended meanwhile")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(RayBackend, "connect", break_off)
+        with pytest.raises(NotReadyError, match="ended meanwhile"):
+            await cluster.deploy(version)
+
+    # Nobody else would end them.
+    await until_no_replica_of("broken")
+    backend = await cluster.deploy(version)
+    await check_answers(backend, version)
+    await cluster.undeploy(backend)
+    await until_no_replica_of("broken")
 
 
 async def test_web_process_keeps_nothing_of_ray_for_a_version_that_comes_and_goes(

@@ -42,6 +42,23 @@ async def test_exit_that_ray_raises_is_an_error_and_ends_no_event_loop() -> None
     assert isinstance(caught.value.__cause__, SystemExit)
 
 
+async def test_call_for_which_no_thread_begins_is_none_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = RayCalls(end_timeout_s=600.0)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            await calls.call(int, "7")
+
+    async with asyncio.timeout(60), calls.held():
+        assert True, "nothing was waited for"
+
+
 async def test_change_of_ray_waits_for_the_calls_under_way(released: threading.Event) -> None:
     calls = RayCalls(end_timeout_s=60.0)
     waiting = asyncio.create_task(calls.call(released.wait))
