@@ -756,7 +756,7 @@ def test_free_ports_differ() -> None:
     [
         (["--subjects", "triton"], "triton: choose from ray, ray-logs"),
         (["--connections", "1,x"], "1,x: expected numbers like 1,32,128"),
-        (["--seconds", "0"], "0: expected numbers from 1"),
+        (["--seconds", "0"], "0: expected a whole number from 1"),
     ],
     ids=["subject", "connections", "seconds"],
 )
