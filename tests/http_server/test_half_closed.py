@@ -121,6 +121,14 @@ async def test_request_that_came_in_part_is_not_waited_for(rest: bytes, *, is_ho
     assert quiet.written == b""
 
 
+def ended_two_seconds_later(protocol: LimitedHttpProtocol, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """End a client's side, and return whether its connection stays open."""
+    now = time.perf_counter()
+    with monkeypatch.context() as later:
+        later.setattr(time, "perf_counter", lambda: now + 2)
+        return protocol.eof_received()
+
+
 @IS_HOT
 async def test_client_that_ended_its_side_at_once_is_answered_by_a_process_that_reads_it_late(
     monkeypatch: pytest.MonkeyPatch, *, is_hot: bool
@@ -131,12 +139,9 @@ async def test_client_that_ended_its_side_at_once_is_answered_by_a_process_that_
         protocol, transport = server.connect()
         protocol.data_received(request_to("/policies/hunter/predict", HUNTER))
         await turns(20)
-        now = time.perf_counter()
-        with monkeypatch.context() as later:
-            later.setattr(time, "perf_counter", lambda: now + 2)
-            # The kernel knows when both have come.
-            later.setattr(limited_protocol, "ended_behind_s", lambda _: 0.001)
-            stays_open = protocol.eof_received()
+        # The kernel knows when both have come.
+        monkeypatch.setattr(limited_protocol, "ended_behind_s", lambda _: 0.001)
+        stays_open = ended_two_seconds_later(protocol, monkeypatch)
         gate.set()
         await until(lambda: transport.is_gone)
 
@@ -154,10 +159,7 @@ async def test_client_that_ends_its_side_late_has_gone(
         protocol, _ = server.connect()
         protocol.data_received(request_to("/policies/hunter/predict", HUNTER))
         await turns(20)
-        now = time.perf_counter()
-        with monkeypatch.context() as later:
-            later.setattr(time, "perf_counter", lambda: now + 2)
-            stays_open = protocol.eof_received()
+        stays_open = ended_two_seconds_later(protocol, monkeypatch)
         gate.set()
         protocol.connection_lost(None)
         await until(lambda: not server.state.tasks)

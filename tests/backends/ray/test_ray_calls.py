@@ -55,8 +55,9 @@ async def test_call_for_which_no_thread_begins_is_none_under_way(
         with pytest.raises(RuntimeError, match="can't start"):
             await calls.call(int, "7")
 
+    # Where it counted, this would wait for ten minutes.
     async with asyncio.timeout(60), calls.held():
-        assert True, "nothing was waited for"
+        pass
 
 
 async def test_change_of_ray_waits_for_the_calls_under_way(released: threading.Event) -> None:
