@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +82,41 @@ def test_memory_that_grows_in_the_warm_up_alone_holds() -> None:
     samples = [sample(number, memory_mb=min(100 + 50 * number, 250)) for number in range(1, 13)]
 
     assert broken(run(*samples)) == []
+
+
+def with_clients(taken: Sequence[Sample], memory_mb: Callable[[float], float]) -> list[Sample]:
+    """Put a sample with clients, half a minute before, in front of each."""
+    mixed = []
+    for each in taken:
+        roles = {
+            role: replace(figures, memory_mb=memory_mb(figures.memory_mb))
+            for role, figures in each.roles.items()
+        }
+        mixed += [replace(each, seconds=each.seconds - 30, roles=roles, is_quiet=False), each]
+    return mixed
+
+
+def test_freed_memory_that_is_given_back_after_a_sample_is_no_growth() -> None:
+    # The last ones hold more, and no longer while the clients are there again.
+    samples = [sample(number, memory_mb=200 + 50 * (number > 8)) for number in range(1, 13)]
+
+    assert broken(run(*with_clients(samples, lambda _: 200.0))) == []
+
+
+def test_memory_that_grows_with_clients_and_without_does_not_hold() -> None:
+    samples = [sample(number, memory_mb=200 + number) for number in range(1, 13)]
+
+    assert broken(run(*with_clients(samples, lambda quiet: quiet - 0.5))) == ["web: memory"]
+
+
+def test_memory_of_a_moment_with_fewer_processes_does_not_count() -> None:
+    samples = [sample(number, memory_mb=200 + number) for number in range(1, 13)]
+    fewer = [
+        replace(each, roles={"web": Figures(150.0, 20, 10, 0)}) if not each.is_quiet else each
+        for each in with_clients(samples, lambda quiet: quiet)
+    ]
+
+    assert broken(run(*fewer)) == ["web: memory"]
 
 
 def test_one_file_that_stays_open_does_not_hold() -> None:

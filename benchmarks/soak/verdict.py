@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from statistics import median
 
 from benchmarks.failures import BenchmarkError
 from benchmarks.progress import number
 from benchmarks.soak.record import Record
-from benchmarks.soak.samples import Sample
+from benchmarks.soak.samples import Figures, Sample
 
 __all__ = ["Finding", "find_growth", "judge", "settled"]
 
@@ -48,6 +48,9 @@ class Finding:
 def settled(record: Record) -> list[Sample]:
     """Return the samples without clients of the last two thirds of a run.
 
+    Their memory is the least since the sample without clients before: what is freed is given back
+    to the system some time later, while what is not freed stands in every sample.
+
     Args:
         record: the run.
 
@@ -55,13 +58,33 @@ def settled(record: Record) -> list[Sample]:
         BenchmarkError: if there are fewer than three, which tell nothing of growth.
     """
     start = record.samples[-1].seconds * _WARM_SHARE
-    samples = [each for each in record.samples if each.is_quiet and each.seconds >= start]
+    samples, since = [], []
+    for each in record.samples:
+        since.append(each)
+        if each.is_quiet:
+            if each.seconds >= start:
+                samples.append(_with_least_memory(each, since))
+            since = []
     if len(samples) < _LEAST_SAMPLES:
         raise BenchmarkError(
             f"{len(samples)} samples without clients after the warm-up: expected at least "
             f"{_LEAST_SAMPLES}; let it run for longer"
         )
     return samples
+
+
+def _with_least_memory(quiet: Sample, since: Sequence[Sample]) -> Sample:
+    """Give each role the least memory of the samples in which it had as many processes."""
+
+    def least(role: str, figures: Figures) -> Figures:
+        alike = (
+            each.roles[role].memory_mb
+            for each in since
+            if role in each.roles and each.roles[role].processes == figures.processes
+        )
+        return replace(figures, memory_mb=min(alike))
+
+    return replace(quiet, roles={role: least(role, each) for role, each in quiet.roles.items()})
 
 
 def find_growth(
