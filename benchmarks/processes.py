@@ -24,6 +24,8 @@ __all__ = ["ProcessFigures", "RunningServer", "free_ports", "started"]
 _MARK = "POLICY_BENCHMARK_SERVER"
 _STOP_TIMEOUT_S = 20.0
 _LINES_SHOWN = 3
+# What gRPC calls the threads of its pools; as `comm` shows it.
+_POOL_THREAD = "event_engine\n"
 _SETTLE_TIMEOUT_S = 20.0
 _SETTLE_STEP_S = 1.0
 # Of one core; an idle Ray with its dashboard takes a tenth.
@@ -55,6 +57,7 @@ class ProcessFigures:
             count less when other programs of the machine have loaded them too.
         files: open file descriptors.
         threads: how many.
+        pool_threads: those among them in the pools of gRPC, which Ray uses.
     """
 
     pid: int
@@ -63,6 +66,7 @@ class ProcessFigures:
     own_bytes: int
     files: int
     threads: int
+    pool_threads: int
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,12 @@ class RunningServer:
                 lines = (folder / "smaps_rollup").read_text().splitlines()[1:]
                 sizes = {line.split()[0]: int(line.split()[1]) * 1024 for line in lines}
                 own = sizes["Pss_Anon:"] + sizes["Pss_Shmem:"]
-                files, threads = (len([*(folder / name).iterdir()]) for name in ("fd", "task"))
-                role = self._role(pid)
-                found.append(ProcessFigures(pid, role, sizes["Pss:"], own, files, threads))
+                files = len([*(folder / "fd").iterdir()])
+                threads = [(task / "comm").read_text() for task in (folder / "task").iterdir()]
+                pooled, role = threads.count(_POOL_THREAD), self._role(pid)
+                found.append(
+                    ProcessFigures(pid, role, sizes["Pss:"], own, files, len(threads), pooled)
+                )
         return found
 
     def _role(self, pid: int) -> str:

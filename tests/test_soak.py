@@ -137,6 +137,37 @@ def test_rays_own_threads_may_vary_by_two_in_a_hundred(threads: int, *, holds: b
     assert (broken(run(*samples)) == []) is holds
 
 
+@pytest.mark.parametrize(("largest", "holds"), [(8, True), (9, False)])
+def test_grpcs_pools_may_fill_but_have_an_end(largest: int, *, holds: bool) -> None:
+    def ray(pooled: int) -> dict[str, Figures]:
+        largest_pool = largest if pooled > 3 else 3
+        return {
+            "Ray": Figures(200, 9, 20 + pooled, 2, pool_threads=pooled, largest_pool=largest_pool)
+        }
+
+    samples = [
+        replace(sample(number), roles=ray(3 if number < 9 else 3 + largest))
+        for number in range(1, 13)
+    ]
+
+    assert broken(run(*samples)) == ([] if holds else ["Ray: gRPC's pools"])
+
+
+def test_threads_of_grpcs_pools_are_known_by_their_name(tmp_path: Path) -> None:
+    code = (
+        "import threading, time, pathlib;"
+        "name = lambda: (pathlib.Path(f'/proc/self/task/{threading.get_native_id()}/comm')"
+        ".write_text('event_engine'), print('ready', flush=True), time.sleep(60));"
+        "threading.Thread(target=name, daemon=True).start(); time.sleep(60)"
+    )
+    log = tmp_path / "log"
+    with started([sys.executable, "-c", code], environment={}, folder=tmp_path, log=log) as server:
+        wait_until(lambda: "ready" in log.read_text())
+        [figures] = server.processes()
+
+    assert (figures.threads, figures.pool_threads) == (2, 1)
+
+
 def test_role_that_vanishes_does_not_hold() -> None:
     figures = Figures(200.0, 20, 10, 1)
     roles = {"web": figures, "replica": figures}
@@ -371,6 +402,7 @@ def test_processes_tell_their_memory_files_and_threads(tmp_path: Path) -> None:
         [figures] = server.processes()
 
     assert (figures.role, figures.threads, figures.files) == ("web", 2, 4)
+    assert figures.pool_threads == 0
     assert 20_000_000 < figures.own_bytes < figures.memory_bytes
 
 

@@ -31,6 +31,8 @@ class Figures:
         threads: how many.
         processes: how many.
         pids: their ids, ascending; none in records of before.
+        pool_threads: threads in the pools of gRPC, which Ray uses; 0 in records of before.
+        largest_pool: as many of these threads as the process with the most has.
     """
 
     memory_mb: float
@@ -38,6 +40,8 @@ class Figures:
     threads: int
     processes: int
     pids: tuple[int, ...] = ()
+    pool_threads: int = 0
+    largest_pool: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,10 @@ class Sample:
 
     @property
     def handles(self) -> dict[str, tuple[int, int, int]]:
-        """By role: open files, threads, processes."""
+        """By role: open files, threads outside of gRPC's pools, processes."""
         return {
-            role: (each.files, each.threads, each.processes) for role, each in self.roles.items()
+            role: (each.files, each.threads - each.pool_threads, each.processes)
+            for role, each in self.roles.items()
         }
 
 
@@ -180,4 +185,6 @@ def _figures(processes: list[ProcessFigures]) -> Figures:
         sum(each.threads for each in processes),
         len(processes),
         tuple(sorted(each.pid for each in processes)),
+        sum(each.pool_threads for each in processes),
+        max(each.pool_threads for each in processes),
     )

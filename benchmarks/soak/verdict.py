@@ -24,6 +24,9 @@ _SECONDS_AN_HOUR = 3600
 _MILLION = 1e6
 # Ray begins and ends threads of its own as it likes, in replicas too.
 _RAYS, _RAYS_SHARE = ("Ray", "replica"), 0.02
+# Of gRPC in a process, on two cores: a pool begins with three threads, gets another when all are
+# busy, and keeps it. No process was seen with more than seven.
+_LARGEST_POOL = 8
 # Ray's own figures of itself come and go in the object store.
 _STORE_MB = 5.0
 
@@ -167,6 +170,18 @@ def _judge_role(role: str, samples: Sequence[Sample]) -> list[Finding]:
         holds, bound = len({*handles}) == 1, "the same in each sample"
     if len(known) > 1:
         findings.append(_judge_memory(f"{role}: memory", known, memory))
+    pools = [sample.roles[role] for sample in known]
+    if any(each.pool_threads for each in pools):
+        found = sorted(each.pool_threads for each in pools)
+        largest = max(each.largest_pool for each in pools)
+        findings.append(
+            Finding(
+                f"{role}: gRPC's pools",
+                f"{found[0]} to {found[-1]} threads, {largest} in one process",
+                f"{_LARGEST_POOL} in one process",
+                largest <= _LARGEST_POOL,
+            )
+        )
     return [*findings, Finding(f"{role}: handles", told, bound, holds)]
 
 
