@@ -61,6 +61,7 @@ class ActionMask:
         field = ObservationField(name, "int") if listed is None else listed
         choices = sum(sizes)
         words = " + ".join(map(str, sizes))
+        of_each = " of each action" if len(sizes) > 1 else ""
         if_absent = "" if listed else "; left out, all are allowed"
         described = replace(
             field,
@@ -68,8 +69,8 @@ class ActionMask:
             min_items=choices,
             max_items=choices,
             description=field.description
-            or f"The allowed choices of the integer actions: 1 or 0 for each of the {words} in "
-            f"order{if_absent}",
+            or "The allowed choices of the integer actions: 1 or 0, or true or false, for each of "
+            f"the {words} in order, at least one{of_each}{if_absent}",
         )
         return cls(described, sizes, signature.observation_width, is_required=listed is not None)
 

@@ -16,7 +16,12 @@ from policy_server.serving.state_tokens import STATE_HEADER
 from policy_server.serving.team import Team
 from policy_server.web.answering import render_examples
 from policy_server.web.media_types import NPY
-from policy_server.web.openapi_errors import describe_error, describe_errors, json_of
+from policy_server.web.openapi_errors import (
+    describe_error,
+    describe_errors,
+    describe_mistakes,
+    json_of,
+)
 from policy_server.web.openapi_headers import (
     describe_memory,
     describe_previous_action,
@@ -137,8 +142,8 @@ def _describe_post(
 ) -> None:
     if not isinstance(route, AnswerRoute):
         # A session is begun, or begun anew.
-        describe_error(operation, 413)
-        describe_error(operation, 415)
+        for status in (408, 413, 415):
+            describe_error(operation, status)
         _describe_sessions(operation)
         if "{session_id}" not in route.path:
             describe_error(operation, 409, of="version")
@@ -173,7 +178,7 @@ def _describe_team_step(
     examples: Examples,
 ) -> None:
     team.describe(operation, route, examples)
-    describe_errors(operation, 413, 415, 500, 501, 503, 504)
+    describe_errors(operation)
 
 
 def _describe_operation(operation: Document, route: Route) -> None:
@@ -184,6 +189,7 @@ def _describe_operation(operation: Document, route: Route) -> None:
         operation["security"] = _SECURITY
         describe_error(operation, 401)
         describe_error(operation, 429)
+        describe_mistakes(operation, "a parameter or a body that is not as described here")
     if route.path.endswith(("/livez", "/readyz", "/schema")):
         describe_error(operation, 503)
     if "{session_id}" in route.path:
@@ -256,7 +262,7 @@ def _describe_answer(
     elif slot.signature is not None and slot.signature.memory:
         describe_memory(operation, slot)
     _describe_headers(operation["responses"]["200"], route, slot)
-    describe_errors(operation, 413, 415, 500, 501, 503, 504)
+    describe_errors(operation)
 
 
 def _describe_headers(answer: Document, route: AnswerRoute, slot: PolicySlot) -> None:
@@ -300,7 +306,7 @@ def _describe_batch(
         "content": {**answer, NPY: _BINARY},
     }
     _describe_headers(operation["responses"]["200"], route, slot)
-    describe_errors(operation, 408, 413, 415, 500, 501, 503, 504)
+    describe_errors(operation)
 
 
 def _batch_of_one(answer: Document) -> Document:

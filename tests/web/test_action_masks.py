@@ -275,7 +275,7 @@ async def test_flat_column_may_end_with_masks() -> None:
 
     assert masked == [[1, 0], [0, 1]]
     assert_invalid(wrong, "body.obs.1")
-    assert_invalid(ragged, "body.0.obs")
+    assert_invalid(ragged, "body.obs.0")
 
 
 @forms
@@ -418,7 +418,10 @@ async def test_document_and_schema_describe_the_mask() -> None:
         mask = described["properties"]["action_mask"]
         assert (mask["minItems"], mask["maxItems"]) == (5, 5)
         assert mask["items"] == {"type": "integer", "format": "int64", "minimum": 0, "maximum": 1}
-        assert "1 or 0 for each of the 3 + 2 in order; left out, all are" in mask["description"]
+        assert mask["description"] == (
+            "The allowed choices of the integer actions: 1 or 0, or true or false, for each of the "
+            "3 + 2 in order, at least one of each action; left out, all are allowed"
+        )
         assert validator_of(document, name).is_valid(described["examples"][0])
     assert example["action_mask"] == [1] * 5
     assert answer.status_code == 200

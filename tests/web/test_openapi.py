@@ -29,6 +29,7 @@ from tests.support.web import (
     KEY,
     OBSERVATION,
     SCHEMA,
+    assert_invalid,
     build,
     client_of,
     running,
@@ -119,8 +120,33 @@ async def test_every_answer_has_a_description_and_errors_have_examples() -> None
             assert all(response["description"] for response in responses.values())
             assert ("401" in responses) == ("security" in operation) == (path not in OPEN)
     predict = document["paths"]["/predict"]["post"]["responses"]
-    statuses = ["200", "401", "409", "413", "415", "422", "429", "500", "501", "503", "504"]
+    statuses = ["200", "401", "408", "409", "413", "415", "422", "429", "500", "501", "503", "504"]
     assert sorted(predict) == statuses
+
+
+async def test_header_that_is_given_twice_is_a_documented_refusal_of_each_route_with_a_key() -> (
+    None
+):
+    twice = [("access-token", KEY)] * 2
+    async with serve_shared(key=None) as client:
+        document = (await client.get("/openapi.json")).json()
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items() if path not in OPEN else ():
+                url = path.format(session_id="0" * 32, language="python")
+                answer = await client.request(method, url, headers=twice)
+                assert_invalid(answer, "header.access-token")
+                told = operation["responses"]["422"]
+                assert "given twice" in told["description"]
+                name = told["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+                validator_of(document, name).validate(answer.json())
+
+
+async def test_each_route_with_a_body_may_answer_408_as_the_http_server_does() -> None:
+    document = await document_of()
+
+    for methods in document["paths"].values():
+        for method, operation in methods.items():
+            assert ("408" in operation["responses"]) == (method == "post")
 
 
 async def answers_without_sessions() -> list[httpx.Response]:
