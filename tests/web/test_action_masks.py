@@ -405,6 +405,37 @@ async def test_document_forbids_a_mask_of_one_action_that_allows_nothing() -> No
     assert "contains" not in prepared["Observation"]["properties"]["action_mask"]
 
 
+@pytest.mark.parametrize("kind", ["int", "bool"])
+async def test_document_forbids_a_mask_that_allows_nothing_of_an_action(kind: str) -> None:
+    schema = LISTED.replace("legal", "action_mask").replace("bool", kind)
+    truth = bool if kind == "bool" else int
+    async with serve(two_choices(), schema=schema) as client:
+        document = (await client.get("/openapi.json")).json()
+        validator = validator_of(document, "Observation")
+        for mask in ([1, 0, 0, 0, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 0, 0], [0] * 5):
+            body = {**OBSERVATION, "action_mask": [*map(truth, mask)]}
+            answer = await client.post("/predict", json=body)
+            is_allowed = any(mask[:3]) and any(mask[3:])
+            assert (answer.status_code, validator.is_valid(body)) == (
+                200 if is_allowed else 422,
+                is_allowed,
+            ), mask
+
+    prepared = prepare_document(document, url="http://a-server")["components"]["schemas"]
+    assert "not" not in prepared["Observation"]["properties"]["action_mask"]
+
+
+async def test_document_of_a_long_mask_says_in_words_alone_that_each_action_needs_a_choice() -> (
+    None
+):
+    async with serve(masked_backend(60, 41)) as client:
+        document = (await client.get("/openapi.json")).json()
+
+    mask = document["components"]["schemas"]["Observation"]["properties"]["action_mask"]
+    assert "not" not in mask
+    assert "at least one of each action" in mask["description"]
+
+
 async def test_document_and_schema_describe_the_mask() -> None:
     async with serve_shared(two_choices) as client:
         document = (await client.get("/openapi.json")).json()
