@@ -79,6 +79,7 @@ def build_openapi(
     *,
     root_path: str,
     max_agents: int,
+    is_open: bool,
 ) -> Document:
     """Return the OpenAPI 3.1 document.
 
@@ -88,6 +89,7 @@ def build_openapi(
         registry: the policies; the widths of their observations are exact once they are loaded.
         root_path: the server's own prefix.
         max_agents: the most agents in a step of a team.
+        is_open: whether the server has no key, and answers everybody.
     """
     document = get_openapi(
         title=app.title,
@@ -117,7 +119,7 @@ def build_openapi(
         route = table.find(path)
         assert route is not None, "FastAPI's routes are the table's"
         for operation in methods.values():
-            _describe_operation(operation, route)
+            _describe_operation(operation, route, is_open=is_open)
         if "post" in methods:
             _describe_post(methods["post"], route, registry, examples, team)
     return document
@@ -181,12 +183,13 @@ def _describe_team_step(
     describe_errors(operation)
 
 
-def _describe_operation(operation: Document, route: Route) -> None:
+def _describe_operation(operation: Document, route: Route, *, is_open: bool) -> None:
     """Describe what any operation of a route has: its key, and errors of its address."""
     for parameter in operation.get("parameters", ()):
         parameter["schema"] = _without_null(parameter["schema"])
     if route.access == "key":
-        operation["security"] = _SECURITY
+        # The empty one makes the others optional.
+        operation["security"] = [*_SECURITY, {}] if is_open else _SECURITY
         describe_error(operation, 401)
         describe_error(operation, 429)
         describe_mistakes(operation, "a parameter or a body that is not as described here")

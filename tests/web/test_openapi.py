@@ -10,6 +10,7 @@ import httpx
 import jsonschema  # type: ignore[import-untyped]  # its types are a package of their own
 import pytest
 
+from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.policy import ActionOutput
 from policy_server.schema import parse_schema
 from policy_server.serving import PolicyRegistry
@@ -139,6 +140,21 @@ async def test_header_that_is_given_twice_is_a_documented_refusal_of_each_route_
                 assert "given twice" in told["description"]
                 name = told["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
                 validator_of(document, name).validate(answer.json())
+
+
+async def test_key_is_optional_in_the_document_until_the_server_has_one() -> None:
+    keys = KeyRing()
+    needed: list[dict[str, list[str]]] = [{"accessToken": []}, {"bearer": []}]
+    async with serve(key=None, keys=keys) as client:
+        for security in ([*needed, {}], needed):
+            document = (await client.get("/openapi.json")).json()
+            answer = await client.get("/schema")
+            operations = [item for path in document["paths"].values() for item in path.values()]
+
+            found = [item["security"] for item in operations if "security" in item]
+            assert found == [security] * (len(operations) - len(OPEN))
+            assert answer.status_code == (401 if security == needed else 200)
+            keys.replace([AccessKey.of("late", KEY)])
 
 
 async def test_each_route_with_a_body_may_answer_408_as_the_http_server_does() -> None:
