@@ -63,6 +63,7 @@ _ARRAY = (
 _TEXT = {"type": "string"}
 _NEXT_STATE = "The memory after the step, for the next request; where the request had an `x-state`"
 _STEP = "The number of the step in its episode, from 0"
+_VERSION = "The version of the policy that answered"
 _MEMORY = "`none`: the answer is that of an episode's first step, since no memory belongs to it"
 _FROM_ZERO = (
     ", from the zero state, as at the first step of an episode: this policy has a memory, which "
@@ -269,12 +270,13 @@ def _describe_answer(
 
 
 def _describe_headers(answer: Document, route: AnswerRoute, slot: PolicySlot) -> None:
-    """Describe the headers of an answer that tell of an episode's memory."""
+    """Describe the headers of an answer that tell of its version, and an episode's memory."""
+    answer["headers"] = {"x-policy-version": {"description": _VERSION, "schema": _TEXT}}
     if route.transport == "session":
-        answer["headers"] = {"x-step": {"description": _STEP, "schema": {"type": "integer"}}}
+        answer["headers"] |= {"x-step": {"description": _STEP, "schema": {"type": "integer"}}}
     elif slot.signature is not None and slot.signature.memory:
         answer["description"] += _FROM_ZERO
-        answer["headers"] = {
+        answer["headers"] |= {
             "x-policy-memory": {"description": _MEMORY, "schema": {"const": "none"}},
         }
         if route.transport == "single":

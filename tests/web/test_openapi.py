@@ -142,6 +142,29 @@ async def test_header_that_is_given_twice_is_a_documented_refusal_of_each_route_
                 validator_of(document, name).validate(answer.json())
 
 
+@pytest.mark.parametrize("backend", [integer_backend(), summing_backend()], ids=["plain", "memory"])
+async def test_headers_of_answers_are_documented(backend: FakeBackend) -> None:
+    asked = {"x-observation-stamp": "1"}
+    state = {"x-state": "new"} if backend.signature.memory else {}
+    async with serve(backend) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        session = (await client.post("/sessions")).json()["session_id"]
+        answers = [
+            await client.post("/predict", json=OBSERVATION, headers=asked),
+            await client.post("/predict", json=OBSERVATION, headers=asked | state),
+            await client.post("/distribution/batch", json=[OBSERVATION], headers=asked),
+            await client.post(f"/sessions/{session}/predict", json=OBSERVATION, headers=asked),
+        ]
+
+    for answer in answers:
+        path = answer.request.url.path.replace(session, "{session_id}")
+        told = paths[path]["post"]["responses"]["200"]["headers"]
+        # The document's introduction has the id, which every answer carries.
+        own = {name for name in answer.headers if name.startswith("x-")} - {"x-request-id"}
+        assert "x-policy-version" in own
+        assert own <= told.keys()
+
+
 async def test_key_is_optional_in_the_document_until_the_server_has_one() -> None:
     keys = KeyRing()
     needed: list[dict[str, list[str]]] = [{"accessToken": []}, {"bearer": []}]
