@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,6 +22,8 @@ __all__ = ["ActionMask"]
 
 _ITEM = "mask_item"
 _NONE_ALLOWED = "mask_forbids_all"
+# The document has a line or more for each, and for each action.
+_MOST_PLACES = 100
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class ActionMask:
         field = ObservationField(name, "int") if listed is None else listed
         choices = sum(sizes)
         words = " + ".join(map(str, sizes))
+        of_each = " of each action" if len(sizes) > 1 else ""
         if_absent = "" if listed else "; left out, all are allowed"
         described = replace(
             field,
@@ -68,8 +72,8 @@ class ActionMask:
             min_items=choices,
             max_items=choices,
             description=field.description
-            or f"The allowed choices of the integer actions: 1 or 0 for each of the {words} in "
-            f"order{if_absent}",
+            or "The allowed choices of the integer actions: 1 or 0, or true or false, for each of "
+            f"the {words} in order, at least one{of_each}{if_absent}",
         )
         return cls(described, sizes, signature.observation_width, is_required=listed is not None)
 
@@ -109,11 +113,27 @@ class ActionMask:
         bounds = {} if self.field.kind == "bool" else {"minimum": 0, "maximum": 1}
         document = WithJsonSchema({"type": JSON_TYPES[self.field.kind], **bounds})
         item = Annotated[int, ZeroOrOne(_ITEM), document]
-        is_bool, is_only = self.field.kind == "bool", len(self.sizes) == 1
-        # JSON schema has no words for one of the items of a part of a list.
-        some: Any = {"contains": {"const": True if is_bool else 1}} if is_only else None
-        length = Field(min_length=self.width, max_length=self.width, json_schema_extra=some)
+        length = Field(
+            min_length=self.width, max_length=self.width, json_schema_extra=self._some_allowed
+        )
         return Annotated[list_of(item), length, AfterValidator(self._checked)]
+
+    @property
+    def _some_allowed(self) -> dict[str, Any]:
+        """Return the JSON schema of lists that allow a choice of each action, where it is short."""
+        is_bool = self.field.kind == "bool"
+        if len(self.sizes) == 1:
+            return {"contains": {"const": True if is_bool else 1}}
+        if self.width > _MOST_PLACES:
+            return {}
+        forbidden: dict[str, Any] = {"const": False if is_bool else 0}
+        # JSON schema has no words for one of the items of a part of a list, but for all of them.
+        ends = accumulate(self.sizes)
+        without: list[dict[str, Any]] = [
+            {"prefixItems": [{}] * (end - size) + [forbidden] * size}
+            for end, size in zip(ends, self.sizes, strict=True)
+        ]
+        return {"not": {"anyOf": without}}
 
     def _field(self, default_factory: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401 -- pydantic types Field() so
         known: dict[str, Any] = {"alias": self.name, "title": self.name}

@@ -144,7 +144,8 @@ class Rows:
         if self._width is None:
             self._width = len(rows[0])
         if set(map(len, rows)) != {self._width}:
-            _check_widths(self._layout, [len(row) for row in rows], self._width, self._count)
+            widths = [len(row) for row in rows]
+            _check_widths(self._layout, widths, self._width, self._count, is_by_column=False)
         start, space = self._count, self._layout.space
         self._count += len(rows)
         matrix: Matrix = np.array(rows, self._layout.exact_dtype)
@@ -281,7 +282,7 @@ class Columns:
         widths = [sum(map(_width, row)) for row in rows]
         if self._width is None:
             self._width = widths[0]
-        _check_widths(self.layout, widths, self._width, start)
+        _check_widths(self.layout, widths, self._width, start, is_by_column=True)
         return np.array([flatten(map(_plain, row)) for row in rows], self.layout.exact_dtype)
 
     def _encoded(
@@ -290,7 +291,7 @@ class Columns:
         widths = encoder.widths(columns)
         if self._width is None:
             self._width = widths[0]
-        _check_widths(self.layout, widths, self._width, start)
+        _check_widths(self.layout, widths, self._width, start, is_by_column=True)
         return encoder.matrix(columns)
 
     def _check_lengths(self, names: Sequence[str], lengths: Sequence[int]) -> None:
@@ -315,7 +316,9 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 -- a number or numbers
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _check_widths(layout: BatchLayout, widths: Sequence[int], width: int, first: int) -> None:
+def _check_widths(
+    layout: BatchLayout, widths: Sequence[int], width: int, first: int, *, is_by_column: bool
+) -> None:
     """Name the first row of another width.
 
     Args:
@@ -323,10 +326,12 @@ def _check_widths(layout: BatchLayout, widths: Sequence[int], width: int, first:
         widths: how many numbers each has.
         width: how many it has to have.
         first: the number of the first one in the batch.
+        is_by_column: whether the body has a list for each field, in which the rows lie.
     """
     for index, found in enumerate(widths, first):
         try:
             layout.space.check_width(range(found), width, is_raw=layout.is_raw)
         except ObservationError as error:
             body, *path = error.problems[0]["loc"]
-            raise ObservationError([{**error.problems[0], "loc": [body, index, *path]}]) from error
+            place = [*path, index] if is_by_column else [index, *path]
+            raise ObservationError([{**error.problems[0], "loc": [body, *place]}]) from error

@@ -189,8 +189,9 @@ def _simplify(node: Document) -> None:
         node.pop("then", None)
     # Few languages know a type for each item; `items` has one that fits all of them.
     node.pop("prefixItems", None)
-    # The generators know no condition on one of the items, such as a 1 in an action mask.
+    # The generators know no conditions on some of the items, such as a 1 in an action mask.
     node.pop("contains", None)
+    node.pop("not", None)
     # Python's code has a property of that name for some of them. Its absence means the same.
     if node.get("additionalProperties") is False:
         del node["additionalProperties"]

@@ -174,15 +174,22 @@ def create_app(
         app, [*app.routes, *(route for router in routers for route in router.routes)]
     )
 
-    documented: list[str | None] = []
+    documented: list[str | bool | None] = []
 
     def openapi() -> dict[str, Any]:
         # A policy that could not be loaded at the start has no types until a version is deployed.
         live = [None if slot.live is None else slot.live.digest for slot in registry]
-        if app.openapi_schema is None or live != documented:
-            documented[:] = live
+        # A server without a key asks for one from the moment it gets one.
+        is_open = valid.holds(None, "predict")
+        if app.openapi_schema is None or [*live, is_open] != documented:
+            documented[:] = [*live, is_open]
             app.openapi_schema = build_openapi(
-                app, table, registry, root_path=root_path, max_agents=settings.max_agents
+                app,
+                table,
+                registry,
+                root_path=root_path,
+                max_agents=settings.max_agents,
+                is_open=is_open,
             )
         return app.openapi_schema
 

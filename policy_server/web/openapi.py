@@ -16,7 +16,12 @@ from policy_server.serving.state_tokens import STATE_HEADER
 from policy_server.serving.team import Team
 from policy_server.web.answering import render_examples
 from policy_server.web.media_types import NPY
-from policy_server.web.openapi_errors import describe_error, describe_errors, json_of
+from policy_server.web.openapi_errors import (
+    describe_error,
+    describe_errors,
+    describe_mistakes,
+    json_of,
+)
 from policy_server.web.openapi_headers import (
     describe_memory,
     describe_previous_action,
@@ -58,6 +63,7 @@ _ARRAY = (
 _TEXT = {"type": "string"}
 _NEXT_STATE = "The memory after the step, for the next request; where the request had an `x-state`"
 _STEP = "The number of the step in its episode, from 0"
+_VERSION = "The version of the policy that answered"
 _MEMORY = "`none`: the answer is that of an episode's first step, since no memory belongs to it"
 _FROM_ZERO = (
     ", from the zero state, as at the first step of an episode: this policy has a memory, which "
@@ -74,6 +80,7 @@ def build_openapi(
     *,
     root_path: str,
     max_agents: int,
+    is_open: bool,
 ) -> Document:
     """Return the OpenAPI 3.1 document.
 
@@ -83,6 +90,7 @@ def build_openapi(
         registry: the policies; the widths of their observations are exact once they are loaded.
         root_path: the server's own prefix.
         max_agents: the most agents in a step of a team.
+        is_open: whether the server has no key, and answers everybody.
     """
     document = get_openapi(
         title=app.title,
@@ -112,7 +120,7 @@ def build_openapi(
         route = table.find(path)
         assert route is not None, "FastAPI's routes are the table's"
         for operation in methods.values():
-            _describe_operation(operation, route)
+            _describe_operation(operation, route, is_open=is_open)
         if "post" in methods:
             _describe_post(methods["post"], route, registry, examples, team)
     return document
@@ -137,8 +145,8 @@ def _describe_post(
 ) -> None:
     if not isinstance(route, AnswerRoute):
         # A session is begun, or begun anew.
-        describe_error(operation, 413)
-        describe_error(operation, 415)
+        for status in (408, 413, 415):
+            describe_error(operation, status)
         _describe_sessions(operation)
         if "{session_id}" not in route.path:
             describe_error(operation, 409, of="version")
@@ -173,17 +181,19 @@ def _describe_team_step(
     examples: Examples,
 ) -> None:
     team.describe(operation, route, examples)
-    describe_errors(operation, 413, 415, 500, 501, 503, 504)
+    describe_errors(operation)
 
 
-def _describe_operation(operation: Document, route: Route) -> None:
+def _describe_operation(operation: Document, route: Route, *, is_open: bool) -> None:
     """Describe what any operation of a route has: its key, and errors of its address."""
     for parameter in operation.get("parameters", ()):
         parameter["schema"] = _without_null(parameter["schema"])
     if route.access == "key":
-        operation["security"] = _SECURITY
+        # The empty one makes the others optional.
+        operation["security"] = [*_SECURITY, {}] if is_open else _SECURITY
         describe_error(operation, 401)
         describe_error(operation, 429)
+        describe_mistakes(operation, "a parameter or a body that is not as described here")
     if route.path.endswith(("/livez", "/readyz", "/schema")):
         describe_error(operation, 503)
     if "{session_id}" in route.path:
@@ -256,16 +266,17 @@ def _describe_answer(
     elif slot.signature is not None and slot.signature.memory:
         describe_memory(operation, slot)
     _describe_headers(operation["responses"]["200"], route, slot)
-    describe_errors(operation, 413, 415, 500, 501, 503, 504)
+    describe_errors(operation)
 
 
 def _describe_headers(answer: Document, route: AnswerRoute, slot: PolicySlot) -> None:
-    """Describe the headers of an answer that tell of an episode's memory."""
+    """Describe the headers of an answer that tell of its version, and an episode's memory."""
+    answer["headers"] = {"x-policy-version": {"description": _VERSION, "schema": _TEXT}}
     if route.transport == "session":
-        answer["headers"] = {"x-step": {"description": _STEP, "schema": {"type": "integer"}}}
+        answer["headers"] |= {"x-step": {"description": _STEP, "schema": {"type": "integer"}}}
     elif slot.signature is not None and slot.signature.memory:
         answer["description"] += _FROM_ZERO
-        answer["headers"] = {
+        answer["headers"] |= {
             "x-policy-memory": {"description": _MEMORY, "schema": {"const": "none"}},
         }
         if route.transport == "single":
@@ -300,7 +311,7 @@ def _describe_batch(
         "content": {**answer, NPY: _BINARY},
     }
     _describe_headers(operation["responses"]["200"], route, slot)
-    describe_errors(operation, 408, 413, 415, 500, 501, 503, 504)
+    describe_errors(operation)
 
 
 def _batch_of_one(answer: Document) -> Document:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["describe_error", "describe_errors", "json_of"]
+__all__ = ["describe_error", "describe_errors", "describe_mistakes", "json_of"]
 
 Document = dict[str, Any]
 
@@ -15,7 +15,7 @@ _ERRORS = {
     ),
     408: (
         "a body that takes too long to arrive",
-        "the body did not arrive within 30 s; send the batch in parts",
+        "the request's body did not arrive within 30 s, and one second for each 4096 bytes",
     ),
     404: (
         "a session that is unknown, or has ended",
@@ -57,6 +57,9 @@ _ERRORS = {
     ),
 }
 
+# Those of every route that answers observations.
+_OF_ANSWERS = (408, 413, 415, 500, 501, 503, 504)
+
 # Where a status has another reason than on most routes.
 _ERRORS_OF = {
     ("version", 409): (
@@ -76,20 +79,29 @@ _ERRORS_OF = {
 }
 
 
-def describe_errors(operation: Document, *statuses: int) -> None:
-    """Describe the errors of a route that takes observations: 422, and others.
+def describe_errors(operation: Document) -> None:
+    """Describe the errors of a route that answers observations.
 
     Args:
         operation: the route's in the document, which is changed.
-        statuses: the others' statuses.
+    """
+    describe_mistakes(operation, "an observation that is not what the schema describes")
+    for status in _OF_ANSWERS:
+        describe_error(operation, status)
+
+
+def describe_mistakes(operation: Document, text: str) -> None:
+    """Describe a 422, which names each mistake.
+
+    Args:
+        operation: the route's in the document, which is changed.
+        text: the mistakes in what the route itself takes.
     """
     operation["responses"]["422"] = {
-        "description": "An observation that is not what the schema describes, or a slip in the "
-        "name of a query parameter; names each",
+        "description": f"{text.capitalize()}, a slip in the name of a query parameter, or a header "
+        "that is given twice; names each",
         "content": json_of("HTTPValidationError"),
     }
-    for status in statuses:
-        describe_error(operation, status)
 
 
 def describe_error(operation: Document, status: int, *, of: str = "") -> None:

@@ -40,11 +40,17 @@ _COMMA = " *, *"
 _OF_STEP: list[Document] = [
     {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
     for name, text, schema in (
-        ("x-previous-reward", "The reward of the step before, where the policy takes it", REWARD),
+        (
+            "x-previous-reward",
+            "The reward of the step before, where the policy takes it; not read without "
+            f"`{STATE_HEADER}`",
+            REWARD,
+        ),
         (
             PREVIOUS_ACTION,
             "The JSON of the action that the environment executed in the step before, where the "
-            "policy takes it and it is not the answered one",
+            "policy takes it and it is not the answered one; not read without "
+            f"`{STATE_HEADER}`",
             {"type": "string"},
         ),
     )
@@ -54,7 +60,7 @@ _STATE: Document = {
     "in": "header",
     "required": False,
     "description": "`new` for the first step of an episode, then the `x-state` of the answer "
-    "before; left out, the answer is that of a first step",
+    "before; left out, the answer is that of a first step; what this server has not signed is 422",
     "schema": {"type": "string", "pattern": STATE_PATTERN},
 }
 _VERSION: Document = {

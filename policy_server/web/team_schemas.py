@@ -31,6 +31,8 @@ _STEP = "The number of the team's step in its episode, from 0"
 _VERSIONS = "The version that answered, for each policy: `hunter=v1, prey=v2`"
 _MEMORY = "`none`: the answers are those of an episode's first step, since no memory belongs to it"
 _ANY = "[\\s\\S]*"
+# Python's `re.escape` escapes more, which ECMA-262, the language of JSON Schema, refuses.
+_SYNTAX = re.compile(r"[\^$\\.*+?()\[\]{}|]")
 _ID: Document = {"maxLength": LONGEST_AGENT_ID}
 
 
@@ -137,12 +139,12 @@ class TeamSchemas:
         """Return the policies by an agent's id, and by regular expressions of all other ids."""
         slots, rules = self._team.slots, self._team.rules
         known = {rule: slots[policy] for rule, policy in rules.items() if "*" not in rule}
-        exact = [re.escape(rule) for rule in known]
+        exact = [_literal(rule) for rule in known]
         patterns: list[tuple[str, PolicySlot]] = []
         before: list[str] = []
         for rule, policy in rules.items():
             if "*" in rule:
-                expression = _ANY.join(map(re.escape, rule.split("*")))
+                expression = _ANY.join(map(_literal, rule.split("*")))
                 others = "|".join([*exact, *before])
                 but = f"(?!(?:{others})$)" if others else ""
                 patterns.append((f"^{but}{expression}$", slots[policy]))
@@ -201,6 +203,11 @@ class TeamSchemas:
             else slot.space.example
             for agent, slot in self._example_agents().items()
         }
+
+
+def _literal(text: str) -> str:
+    """Return the regular expression of exactly this text."""
+    return _SYNTAX.sub(r"\\\g<0>", text)
 
 
 def _reference(name: str) -> Document:

@@ -279,19 +279,39 @@ def test_array_of_lists_of_open_length_names_the_column() -> None:
     assert problems_of(reader, npy_with(5, 2, np.nan)) == [("body.5.2", "finite_number")]
 
 
-@pytest.mark.parametrize("form", [list, columns_of], ids=["rows", "columns"])
-def test_row_of_another_width_is_named(form: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize(
+    ("form", "place"),
+    [(list, "body.2.calls"), (columns_of, "body.calls.2")],
+    ids=["rows", "columns"],
+)
+def test_row_of_another_width_is_named(form: Callable[[Any], Any], place: str) -> None:
     good = {"calls": [1, 2, 3], "cat": 1}
     rows = [good, good, {"calls": [1, 2], "cat": 1}, good]
 
     found = problems_of(JsonBatchReader(layout_of(OPEN, width=4)), orjson.dumps(form(rows)))
 
-    assert found == [("body.2.calls", "too_short")]
+    assert found == [(place, "too_short")]
 
 
-@pytest.mark.parametrize("form", [list, columns_of], ids=["rows", "columns"])
+@pytest.mark.parametrize(
+    ("form", "place"),
+    [(list, "body.2.obs"), (columns_of, "body.obs.2")],
+    ids=["rows", "columns"],
+)
+def test_flat_row_of_another_width_is_named(form: Callable[[Any], Any], place: str) -> None:
+    rows = [{"obs": [1, 2]}, {"obs": [1, 2]}, {"obs": [1, 2, 3]}]
+    layout = layout_of(OPEN, width=2, is_raw=True)
+
+    assert problems_of(JsonBatchReader(layout), orjson.dumps(form(rows))) == [(place, "too_long")]
+
+
+@pytest.mark.parametrize(
+    ("form", "place"),
+    [(list, "body.3.calls"), (columns_of, "body.calls.3")],
+    ids=["rows", "columns"],
+)
 def test_where_the_policy_leaves_the_width_open_rows_have_that_of_the_first(
-    form: Callable[[Any], Any],
+    form: Callable[[Any], Any], place: str
 ) -> None:
     layout = layout_of(OPEN, width=None)
     rows = [{"calls": [1, 2], "cat": 1}] * 3
@@ -299,7 +319,7 @@ def test_where_the_policy_leaves_the_width_open_rows_have_that_of_the_first(
     assert read(JsonBatchReader(layout), orjson.dumps(form(rows))).shape == (3, 3)
     assert problems_of(
         JsonBatchReader(layout), orjson.dumps(form([*rows, {"calls": [1], "cat": 1}]))
-    ) == [("body.3.calls", "too_short")]
+    ) == [(place, "too_short")]
 
 
 @pytest.mark.parametrize(

@@ -279,4 +279,4 @@ def test_column_of_open_width_has_rows_of_one_length_beyond_a_slice() -> None:
 
     found = problems_of(JsonBatchReader(layout_of(OPEN, width=None, max_rows=9999)), body)
 
-    assert found == [("body.2048.calls", "too_short")]
+    assert found == [("body.calls.2048", "too_short")]

@@ -148,7 +148,7 @@ def test_open_list_of_one_hot_integers_is_ragged_in_a_batch_and_named() -> None:
         read(JsonBatchReader(batch_layout(space, width=5)), body)
 
     (item,) = caught.value.problems
-    assert item["loc"] == ["body", 1, "a"]
+    assert item["loc"] == ["body", "a", 1]
     assert item["msg"] == "The observation should have 5 values in all, not 3"
 
 

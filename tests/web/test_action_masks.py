@@ -275,7 +275,7 @@ async def test_flat_column_may_end_with_masks() -> None:
 
     assert masked == [[1, 0], [0, 1]]
     assert_invalid(wrong, "body.obs.1")
-    assert_invalid(ragged, "body.0.obs")
+    assert_invalid(ragged, "body.obs.0")
 
 
 @forms
@@ -405,6 +405,37 @@ async def test_document_forbids_a_mask_of_one_action_that_allows_nothing() -> No
     assert "contains" not in prepared["Observation"]["properties"]["action_mask"]
 
 
+@pytest.mark.parametrize("kind", ["int", "bool"])
+async def test_document_forbids_a_mask_that_allows_nothing_of_an_action(kind: str) -> None:
+    schema = LISTED.replace("legal", "action_mask").replace("bool", kind)
+    truth = bool if kind == "bool" else int
+    async with serve(two_choices(), schema=schema) as client:
+        document = (await client.get("/openapi.json")).json()
+        validator = validator_of(document, "Observation")
+        for mask in ([1, 0, 0, 0, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 0, 0], [0] * 5):
+            body = {**OBSERVATION, "action_mask": [*map(truth, mask)]}
+            answer = await client.post("/predict", json=body)
+            is_allowed = any(mask[:3]) and any(mask[3:])
+            assert (answer.status_code, validator.is_valid(body)) == (
+                200 if is_allowed else 422,
+                is_allowed,
+            ), mask
+
+    prepared = prepare_document(document, url="http://a-server")["components"]["schemas"]
+    assert "not" not in prepared["Observation"]["properties"]["action_mask"]
+
+
+async def test_document_of_a_long_mask_says_in_words_alone_that_each_action_needs_a_choice() -> (
+    None
+):
+    async with serve(masked_backend(60, 41)) as client:
+        document = (await client.get("/openapi.json")).json()
+
+    mask = document["components"]["schemas"]["Observation"]["properties"]["action_mask"]
+    assert "not" not in mask
+    assert "at least one of each action" in mask["description"]
+
+
 async def test_document_and_schema_describe_the_mask() -> None:
     async with serve_shared(two_choices) as client:
         document = (await client.get("/openapi.json")).json()
@@ -418,7 +449,10 @@ async def test_document_and_schema_describe_the_mask() -> None:
         mask = described["properties"]["action_mask"]
         assert (mask["minItems"], mask["maxItems"]) == (5, 5)
         assert mask["items"] == {"type": "integer", "format": "int64", "minimum": 0, "maximum": 1}
-        assert "1 or 0 for each of the 3 + 2 in order; left out, all are" in mask["description"]
+        assert mask["description"] == (
+            "The allowed choices of the integer actions: 1 or 0, or true or false, for each of the "
+            "3 + 2 in order, at least one of each action; left out, all are allowed"
+        )
         assert validator_of(document, name).is_valid(described["examples"][0])
     assert example["action_mask"] == [1] * 5
     assert answer.status_code == 200

@@ -10,6 +10,7 @@ import httpx
 import jsonschema  # type: ignore[import-untyped]  # its types are a package of their own
 import pytest
 
+from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.policy import ActionOutput
 from policy_server.schema import parse_schema
 from policy_server.serving import PolicyRegistry
@@ -29,6 +30,7 @@ from tests.support.web import (
     KEY,
     OBSERVATION,
     SCHEMA,
+    assert_invalid,
     build,
     client_of,
     running,
@@ -119,8 +121,71 @@ async def test_every_answer_has_a_description_and_errors_have_examples() -> None
             assert all(response["description"] for response in responses.values())
             assert ("401" in responses) == ("security" in operation) == (path not in OPEN)
     predict = document["paths"]["/predict"]["post"]["responses"]
-    statuses = ["200", "401", "409", "413", "415", "422", "429", "500", "501", "503", "504"]
+    statuses = ["200", "401", "408", "409", "413", "415", "422", "429", "500", "501", "503", "504"]
     assert sorted(predict) == statuses
+
+
+async def test_header_that_is_given_twice_is_a_documented_refusal_of_each_route_with_a_key() -> (
+    None
+):
+    twice = [("access-token", KEY)] * 2
+    async with serve_shared(key=None) as client:
+        document = (await client.get("/openapi.json")).json()
+        for path, methods in document["paths"].items():
+            for method, operation in methods.items() if path not in OPEN else ():
+                url = path.format(session_id="0" * 32, language="python")
+                answer = await client.request(method, url, headers=twice)
+                assert_invalid(answer, "header.access-token")
+                told = operation["responses"]["422"]
+                assert "given twice" in told["description"]
+                name = told["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+                validator_of(document, name).validate(answer.json())
+
+
+@pytest.mark.parametrize("backend", [integer_backend(), summing_backend()], ids=["plain", "memory"])
+async def test_headers_of_answers_are_documented(backend: FakeBackend) -> None:
+    asked = {"x-observation-stamp": "1"}
+    state = {"x-state": "new"} if backend.signature.memory else {}
+    async with serve(backend) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        session = (await client.post("/sessions")).json()["session_id"]
+        answers = [
+            await client.post("/predict", json=OBSERVATION, headers=asked),
+            await client.post("/predict", json=OBSERVATION, headers=asked | state),
+            await client.post("/distribution/batch", json=[OBSERVATION], headers=asked),
+            await client.post(f"/sessions/{session}/predict", json=OBSERVATION, headers=asked),
+        ]
+
+    for answer in answers:
+        path = answer.request.url.path.replace(session, "{session_id}")
+        told = paths[path]["post"]["responses"]["200"]["headers"]
+        # The document's introduction has the id, which every answer carries.
+        own = {name for name in answer.headers if name.startswith("x-")} - {"x-request-id"}
+        assert "x-policy-version" in own
+        assert own <= told.keys()
+
+
+async def test_key_is_optional_in_the_document_until_the_server_has_one() -> None:
+    keys = KeyRing()
+    needed: list[dict[str, list[str]]] = [{"accessToken": []}, {"bearer": []}]
+    async with serve(key=None, keys=keys) as client:
+        for security in ([*needed, {}], needed):
+            document = (await client.get("/openapi.json")).json()
+            answer = await client.get("/schema")
+            operations = [item for path in document["paths"].values() for item in path.values()]
+
+            found = [item["security"] for item in operations if "security" in item]
+            assert found == [security] * (len(operations) - len(OPEN))
+            assert answer.status_code == (401 if security == needed else 200)
+            keys.replace([AccessKey.of("late", KEY)])
+
+
+async def test_each_route_with_a_body_may_answer_408_as_the_http_server_does() -> None:
+    document = await document_of()
+
+    for methods in document["paths"].values():
+        for method, operation in methods.items():
+            assert ("408" in operation["responses"]) == (method == "post")
 
 
 async def answers_without_sessions() -> list[httpx.Response]:

@@ -139,3 +139,19 @@ async def test_document_has_the_forms_of_headers_and_names() -> None:
         assert schema_of(path, "x-policy-version")["type"] == "string"
     begin = {item["name"] for item in paths["/sessions"]["post"]["parameters"]}
     assert begin == {"x-policy-version"}
+
+
+async def test_document_says_when_headers_of_an_episode_are_not_read_or_refused() -> None:
+    made_up, wrong = {"x-state": "A" * 60}, {"x-previous-reward": "much"}
+    async with serve(previous_backend()) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+        refused = await client.post("/predict_raw", json={"obs": [1, 1]}, headers=made_up)
+        unread = await client.post("/predict_raw", json={"obs": [1, 1]}, headers=wrong)
+
+    told = {
+        item["name"]: item["description"] for item in paths["/predict_raw"]["post"]["parameters"]
+    }
+    assert (refused.status_code, unread.status_code) == (422, 200)
+    assert "what this server has not signed is 422" in told["x-state"]
+    for name in ("x-previous-reward", "x-previous-action"):
+        assert told[name].endswith("; not read without `x-state`")

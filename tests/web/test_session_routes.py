@@ -472,7 +472,7 @@ async def test_document_says_which_answers_have_no_memory() -> None:
         assert "x-policy-memory" not in answer_of(others, path).get("headers", {})
     step = paths["/sessions/{session_id}/predict"]["post"]
     times = {"x-observation-stamp", "x-held-ms"}
-    assert {"x-step", *times} == set(step["responses"]["200"]["headers"])
+    assert {"x-policy-version", "x-step", *times} == set(step["responses"]["200"]["headers"])
     assert {"404", "409"} <= set(step["responses"])
     assert {parameter["name"] for parameter in step["parameters"]} == {
         "x-step",

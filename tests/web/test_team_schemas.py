@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -50,6 +51,30 @@ async def test_document_allows_what_is_answered_and_nothing_else(team: ServedTea
         assert answer.status_code != 200 or answers.is_valid(answer.json())
 
     assert statuses == [200] * 4 + [422] * 7
+
+
+async def test_expressions_of_agents_are_those_of_ecma_262() -> None:
+    rules = {"robot-#1 (*": "hunter", "a&b~*": "hunter", "x-1": "prey"}
+    backends = {"hunter": integer_backend(), "prey": integer_backend()}
+    async with served_team(backends, schemas={"hunter": HUNTER, "prey": PREY}, rules=rules) as team:
+        document = (await team.client.get("/openapi.json")).json()
+    schemas = document["components"]["schemas"]
+    patterns = [*schemas["ObservationsByAgent"]["patternProperties"]]
+    patterns += [kind["pattern"] for kind in team_reset_kinds(schemas) if "pattern" in kind]
+
+    assert len(patterns) == 4
+    for pattern in patterns:
+        # By the flag `u`, which readers of JSON Schema set, nothing else may be escaped.
+        assert set(re.findall(r"\\(.)", pattern)) <= set("^$\\.*+?()[]{}|sS")
+    observations = validator_of(document, "ObservationsByAgent")
+    assert observations.is_valid({"robot-#1 (2": HUNTED, "a&b~": HUNTED, "x-1": SEEN})
+    assert not observations.is_valid({"robot_#1 (2": HUNTED})
+
+
+def team_reset_kinds(schemas: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the types of an agent's id in the body of a team's reset."""
+    agents = schemas["TeamReset"]["properties"]["agents"]["anyOf"][0]
+    return list(agents["items"]["anyOf"])
 
 
 async def test_address_of_teams_sessions_names_its_own_methods(team: ServedTeam) -> None:
