@@ -141,6 +141,8 @@ class RayCluster:
         self._membership = membership
         self._applications: dict[str, Application] = {}
         self._uses: Counter[str] = Counter()
+        # The applications that were to run on the Ray that follows a dead one.
+        self._resumed: set[str] = set()
         self._backends: set[RayBackend] = set()
         self._ray_calls = RayCalls()
         self._runs = ApplicationRuns(settings, membership, self._ray_calls)
@@ -367,6 +369,7 @@ class RayCluster:
             name: (application, asyncio.create_task(self._compiled(application.version)))
             for name, application in self._applications.items()
         }
+        self._resumed |= applications.keys()
         try:
             for name, (application, compiling) in applications.items():
                 await self._ray_calls.call(ledger.enter, name)
@@ -382,6 +385,17 @@ class RayCluster:
         finally:
             for _, compiling in applications.values():
                 compiling.cancel()
+        await self._leave_undeployed(ledger)
+
+    async def _leave_undeployed(self, ledger: Ledger) -> None:
+        """Remove the applications that were undeployed while another Ray took them over.
+
+        They may have been removed from it before they ran there.
+        """
+        for name in self._resumed - self._applications.keys():
+            await self._runs.forget(name)
+            await self._ray_calls.call(partial(ledger.leave, name, is_retired=True))
+        self._resumed.clear()
 
     async def _deployed(
         self,
