@@ -1,8 +1,9 @@
-"""What becomes of versions that are unloaded while another Ray takes the place of a dead one."""
+"""Versions that are left while another Ray starts, or while another process holds the ledger."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,24 @@ from policy_server.backends.ray.application_runs import ApplicationRuns, Running
 from policy_server.backends.ray.applications import Application, VersionDescription
 from policy_server.backends.ray.cluster import RayCluster
 from policy_server.backends.ray.connection import no_other_ray
+from policy_server.backends.ray.ledger import FolderLedger
 from policy_server.backends.ray.serve_handle import Handle
 from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.formats.model_files import Model
 from policy_server.schema import parse_schema
 from tests.support.fakes import components_of, signature_of
+from tests.support.processes import child
 from tests.support.ray_clusters import SETTINGS
 from tests.support.waiting import until
+
+
+HOLD = """
+import fcntl, signal, sys
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+signal.pause()
+"""
 
 
 class NoHandle:
@@ -132,6 +144,27 @@ async def test_version_that_is_unloaded_while_another_ray_starts_is_not_left_on_
     assert before == {kept.application, unloaded.application}
     await cluster.undeploy(kept)
     await cluster.aclose()
+
+
+@pytest.mark.parametrize("are_undeployed", [False, True])
+async def test_stop_has_one_bound_for_a_ledger_that_another_process_holds(
+    ledger: KeptLedger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, are_undeployed: bool
+) -> None:
+    held = FolderLedger(tmp_path / "ledger", ledger.running.discard)
+    monkeypatch.setattr(cluster_module, "_ledger", lambda _: held)
+    cluster = RayCluster(SETTINGS, MortalRay())
+    backends = [await cluster.deploy(version_named(f"v{number}")) for number in range(8)]
+
+    lock, log = tmp_path / "ledger" / "lock", tmp_path / "log"
+    with child(sys.executable, "-c", HOLD, lock, log=log) as holder:
+        await until(lambda: "held" in holder.output())
+        # Each by itself would take longer than the test.
+        monkeypatch.setattr(cluster_module, "_LEAVE_TIMEOUT_S", 6.0)
+        async with asyncio.timeout(25):
+            if are_undeployed:
+                for backend in backends:
+                    await cluster.undeploy(backend)
+            await cluster.aclose()
 
 
 def version_named(name: str) -> VersionDescription:
