@@ -315,7 +315,13 @@ class RayCluster:
 
     async def _opened_ledger(self) -> Ledger:
         opening = self._ray_calls.call(_ledger, self._membership.ledger_folder)
-        return await _unless_ended(opening, self._membership.lost())
+        try:
+            return await _unless_ended(opening, self._membership.lost())
+        except (RayError, RayServeException) as error:
+            raise NotReadyError(
+                f"ray: Ray Serve could not be started: {reason_of(error)}; see Ray's logs, and "
+                "start again"
+            ) from error
 
     async def _watch(self) -> None:
         """Start another Ray, or join it, each time that this machine's has died."""

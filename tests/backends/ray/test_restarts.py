@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import GetTimeoutError
 
 from policy_server.backends.ray import cluster as cluster_module
 from policy_server.backends.ray.application_runs import ApplicationRuns, RunningApplication
@@ -18,13 +19,13 @@ from policy_server.backends.ray.connection import no_other_ray
 from policy_server.backends.ray.ledger import FolderLedger
 from policy_server.backends.ray.serve_handle import Handle
 from policy_server.backends.replica_counts import ReplicaCounts
+from policy_server.errors import NotReadyError
 from policy_server.formats.model_files import Model
 from policy_server.schema import parse_schema
 from tests.support.fakes import components_of, signature_of
 from tests.support.processes import child
 from tests.support.ray_clusters import SETTINGS
 from tests.support.waiting import until
-
 
 HOLD = """
 import fcntl, signal, sys
@@ -165,6 +166,23 @@ async def test_stop_has_one_bound_for_a_ledger_that_another_process_holds(
                 for backend in backends:
                     await cluster.undeploy(backend)
             await cluster.aclose()
+
+
+async def test_ray_that_does_not_give_its_ledger_in_time_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def be_late(_: object) -> None:
+        raise GetTimeoutError("Get timed out: some object(s) not ready.")
+
+    monkeypatch.setattr(cluster_module, "_ledger", be_late)
+    monkeypatch.setattr(MortalRay, "is_crowded", True)
+    with no_other_ray():
+        cluster = RayCluster(SETTINGS, MortalRay())
+
+        with pytest.raises(NotReadyError, match="^ray: Ray Serve could not be started: Get timed"):
+            await cluster.shared_records()
+
+        await cluster.aclose()
 
 
 def version_named(name: str) -> VersionDescription:
