@@ -185,7 +185,7 @@ class RayCluster:
         if not self._membership.is_crowded:
             return None
         await asyncio.shield(self._joining)
-        return await open_cluster_records(timeout_s=self._settings.start_timeout_s)
+        return await open_cluster_records(self._ray_calls, timeout_s=self._settings.start_timeout_s)
 
     @asynccontextmanager
     async def open(

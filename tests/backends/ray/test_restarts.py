@@ -179,7 +179,7 @@ async def test_ray_that_does_not_give_its_ledger_in_time_is_one_line(
     with no_other_ray():
         cluster = RayCluster(SETTINGS, MortalRay())
 
-        with pytest.raises(NotReadyError, match="^ray: Ray Serve could not be started: Get timed"):
+        with pytest.raises(NotReadyError, match=r"^ray: Ray Serve could not be started: Get timed"):
             await cluster.shared_records()
 
         await cluster.aclose()
