@@ -89,8 +89,9 @@ async def test_actor_that_does_not_start_is_one_line(actor: SlowActor) -> None:
     assert actor.looks == 2
 
 
+@pytest.mark.usefixtures("actor")
 async def test_records_are_not_asked_while_this_process_leaves_the_cluster(
-    actor: SlowActor, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Ray's library would end the process: a call that begins after `ray.shutdown` does.
     calls = RayCalls()
@@ -107,8 +108,9 @@ async def test_records_are_not_asked_while_this_process_leaves_the_cluster(
     assert asked == ["the text of 'door'"]
 
 
+@pytest.mark.usefixtures("actor")
 async def test_records_that_ray_breaks_off_as_this_process_leaves_are_an_error(
-    actor: SlowActor, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     records = await open_cluster_records(RayCalls(), timeout_s=60)
     monkeypatch.setattr(ray, "get", lambda *_, **__: sys.exit(0))
