@@ -119,7 +119,7 @@ async def open_ray_cluster(settings: Settings) -> AsyncIterator[RayCluster]:
 
 def _membership(settings: Settings, call: OnRaysThread) -> Membership:
     if address := os.environ.get("RAY_ADDRESS"):
-        return ClusterMember(address, call, timeout_s=settings.start_timeout_s)
+        return ClusterMember(address, RayCalls().call, timeout_s=settings.start_timeout_s)
     if parent_process() is not None:
         return SharedRay(settings, call)
     return SoleOwner(settings, call)
