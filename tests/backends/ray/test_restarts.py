@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,24 @@ async def test_ray_that_does_not_give_its_ledger_in_time_is_one_line(
             await cluster.shared_records()
 
         await cluster.aclose()
+
+
+async def test_deploy_does_not_wait_for_ever_for_a_controller_that_stands_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(Application, "is_present", lambda _: goes_on.wait())
+    monkeypatch.setattr(cluster_module, "_ledger", lambda _: KeptLedger())
+    settings = SETTINGS.model_copy(update={"start_timeout_s": 0.2})
+    with no_other_ray():
+        cluster = RayCluster(settings, MortalRay())
+        try:
+            async with asyncio.timeout(30):
+                with pytest.raises(NotReadyError, match=r"controller did not answer within 0.2 s"):
+                    await cluster.deploy(version_named("a"))
+        finally:
+            goes_on.set()
+            await cluster.aclose()
 
 
 def version_named(name: str) -> VersionDescription:
