@@ -90,7 +90,7 @@ class Changes:
         home: its folder.
         folders: the policies that can be deployed, by their names.
         killed: words of the command lines of the processes that die; of web processes, one does.
-        times: how often they die in a round, one second after the other.
+        times: how often they die in a round: those that follow them as soon as they are there.
         replicas: how many each version has; 0 where Ray Serve decides.
         lines: a line of the table for each round.
         broken: what did not hold, in words.
@@ -170,8 +170,10 @@ class Changes:
         self, call: Call, after_s: float
     ) -> tuple[httpx.Response, float, float]:
         """Return the answer, how long it took, and when the last process died."""
+        # On a busy machine it takes a second to find them.
+        found = wait_until(self._found)
         with ThreadPoolExecutor(1) as pool:
-            dying = pool.submit(self._kill, max(after_s, 0.0))
+            dying = pool.submit(self._kill, found, max(after_s, 0.0))
             if after_s < 0:
                 dying.result()
                 time.sleep(-after_s)
@@ -180,16 +182,16 @@ class Changes:
             seconds = time.monotonic() - began
             return answer, seconds, dying.result()
 
-    def _kill(self, after_s: float) -> float:
-        """Kill the processes after some seconds, and return when they died."""
-        due = time.monotonic() + after_s
-        for _ in range(self.times):
-            found = wait_until(self._found)
-            time.sleep(max(due - time.monotonic(), 0.0))
+    def _kill(self, found: list[int], after_s: float) -> float:
+        """Kill processes after some seconds, and those that follow them; return when they died."""
+        time.sleep(after_s)
+        for left in reversed(range(self.times)):
             for pid in found[:1] if self.killed == _WEB else found:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            due = time.monotonic() + 1
+            if left:
+                time.sleep(_PAUSE_S)
+                found = wait_until(self._found)
         return time.monotonic()
 
     def _found(self) -> list[int]:
