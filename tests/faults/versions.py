@@ -44,7 +44,7 @@ _CALL_TIMEOUT_S = 300.0
 _PAUSE_S = 0.5
 _WHOLE_WITHIN_S = 15.0
 # Until then the replicas of the Ray that has died answer, or the other web process.
-_RESTART_WITHIN_S, _REPLICAS_WITHIN_S = 60.0, 30.0
+_RESTART_WITHIN_S, _REPLICAS_WITHIN_S = 120.0, 30.0
 # Each by a connection of its own, so that each web process is asked.
 _LOOKS = 16
 # The moments at which something dies, in seconds after the change has begun, or before it.

@@ -274,8 +274,7 @@ class RayCluster:
     async def _abandon(self, name: str, *, is_retired: bool) -> None:
         """Leave an application, but wait for no Ray that has died, and for others not for long.
 
-        Where another process holds the ledger, or Ray Serve's controller stands still, what has
-        begun goes on by itself.
+        Where another process holds the ledger, what has begun goes on by itself.
         """
         if not self._is_joined():
             # A Ray that has died has no replicas that it could end.
