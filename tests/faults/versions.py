@@ -297,7 +297,10 @@ def _changing(
         "POLICY_SERVER_MAX_REPLICAS": str(most),
         "POLICY_SERVER_ADMIN_KEY": _ADMIN_KEY,
     }
-    arguments = [] if workers == 1 else ["--workers", str(workers)]
+    # A web process stands still while Ray's library connects to the next Ray: on a busy machine for
+    # longer than uvicorn waits by itself.
+    patience = ("--timeout-worker-healthcheck", "30")
+    arguments = () if workers == 1 else ("--workers", str(workers), *patience)
     start = partial(running_server, home, *arguments, environment=environment)
     with start() as server:
         server.child.wait_until(lambda: server.output().count("startup complete") == workers)
