@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import pytest
 from websockets.protocol import State
 from websockets.sync.server import ServerConnection, serve
@@ -32,6 +34,7 @@ from tests.faults.hostile import Held, Visit
 from tests.faults.load import OK, Asked, Client, Load, Question, Streams, modes
 from tests.faults.measuring import Fault, Scene, left_in, measure, running_in, temporary
 from tests.faults.policies import never, question_of
+from tests.faults.versions import Changes
 from tests.support.processes import Child, child
 from tests.support.server_processes import Server
 from tests.support.servers import Handler, answered_by, free_port, status_of
@@ -398,6 +401,64 @@ def test_search_for_processes_before_a_stop_is_no_part_of_it(
     measured = measure(Fault("stopped", _stopped, Expectation({"": allowed}, stop_s=4.0)))
 
     assert measured.broken == []
+
+
+def test_server_is_watched_for_as_long_as_its_fault_takes() -> None:
+    @contextmanager
+    def take_long(folder: Path) -> Iterator[Scene]:
+        with _asked_in_vain(folder) as scene:
+
+            def happen() -> None:
+                time.sleep(1)
+                (folder / "readyz").unlink()
+                wait_until(lambda: status_of(f"{scene.server.url}/readyz") != OK)
+                # It is looked at ten times a second.
+                time.sleep(1)
+
+            yield replace(scene, happen=happen, after_s=0.0)
+
+    allowed = Limits(failed=math.inf)
+
+    measured = measure(Fault("long", take_long, Expectation({"": allowed}, ready_s=0.5)))
+
+    [broken] = measured.broken
+    assert broken.startswith("long: ready again: expected 0.5 s at the most, got")
+
+
+@pytest.mark.parametrize(
+    ("version", "is_right"),
+    [("other-1", True), ("first-1", False), ("", False)],
+    ids=["its policy", "another policy", "no version"],
+)
+def test_answer_is_held_against_the_policy_of_the_version_that_gave_it(
+    version: str, *, is_right: bool
+) -> None:
+    by_policy = {"other": lambda answer: answer == "other"}
+    question = Question("/", "{}", lambda answer: answer == "first", by_policy=by_policy)
+
+    assert question.is_answered_by('"other"', version) is is_right
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kept", "told"),
+    [
+        (503, "try again", "before", []),
+        (500, "Internal", "before", ["deploy: 500 Internal"]),
+        (503, "a\nb", "before", ["deploy: 503 a\nb"]),
+        (503, "try again", "after", ["deploy: was refused, and is kept all the same"]),
+    ],
+    ids=["one line", "another status", "two lines", "half done"],
+)
+def test_refused_change_of_versions_is_one_line_and_changes_nothing(
+    status: int, text: str, kept: str, told: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "versions.json").write_text(json.dumps({"default": {"deployment": kept}}))
+    server = Server(cast("Child", None), "", "")
+    changes = Changes(server, tmp_path, {}, "raylet", times=1, replicas=1)
+
+    changes.hold_refusal("deploy", httpx.Response(status, text=text), "before")
+
+    assert changes.broken == told
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import argparse
 import signal
 import sys
 
-from tests.faults import clock, hostile, network, policies, processes, redis, stops
+from tests.faults import clock, hostile, network, policies, processes, redis, stops, versions
 from tests.faults.measuring import HEADS, Fault, measure, row
 
-_ROOMS = (processes, stops, redis, clock, policies, hostile, network)
+_ROOMS = (processes, stops, redis, clock, policies, hostile, network, versions)
 FAULTS: dict[str, Fault] = {name: fault for room in _ROOMS for name, fault in room.FAULTS.items()}
 
 

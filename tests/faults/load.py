@@ -36,6 +36,7 @@ __all__ = [
     "Streams",
     "Tokens",
     "first_steps",
+    "is_distribution",
     "modes",
     "says_when",
     "steps",
@@ -60,17 +61,25 @@ class Question(NamedTuple):
         body: its body.
         is_right: whether the JSON of a 200 is the right answer.
         failure: the status that a failure has to have, beside 503; None for any.
+        by_policy: the same as `is_right`, of versions that are named `POLICY-NUMBER`, by `POLICY`.
     """
 
     path: str
     body: str
     is_right: Callable[[Any], bool]
     failure: int | None = None
+    by_policy: Mapping[str, Callable[[Any], bool]] = {}
 
-    def is_answered_by(self, text: str | bytes) -> bool:
-        """Return whether the body of a 200 is right; one that can't even be read is not."""
+    def is_answered_by(self, text: str | bytes, version: str = "") -> bool:
+        """Return whether the body of a 200 is right; one that can't even be read is not.
+
+        Args:
+            text: the body.
+            version: the name of the version that has answered.
+        """
+        is_right = self.by_policy.get(version.rpartition("-")[0], self.is_right)
         try:
-            return self.is_right(json.loads(text))
+            return is_right(json.loads(text))
         except (ValueError, LookupError, TypeError):
             return False
 
@@ -93,12 +102,14 @@ class Asked(NamedTuple):
         status: its status; 0 if the connection ended.
         seconds: how long its answer took.
         is_right: whether that is the library's; of a 503, whether it has `Retry-After`.
+        version: the name of the version that has answered; empty where it is not looked at.
     """
 
     at: float
     status: int
     seconds: float
     is_right: bool
+    version: str = ""
 
 
 class Answer(NamedTuple):
@@ -107,6 +118,11 @@ class Answer(NamedTuple):
     status: int
     headers: Mapping[str, str] = {}
     text: bytes = b""
+
+    @property
+    def version(self) -> str:
+        """Return the name of the version that has answered; empty for none."""
+        return self.headers.get("x-policy-version", "")
 
 
 class Client:
@@ -143,7 +159,7 @@ class Client:
             got = self._connection.getresponse()
             answer = Answer(got.status, {k.lower(): v for k, v in got.headers.items()}, got.read())
             if answer.status == OK:
-                is_right = question.is_answered_by(answer.text)
+                is_right = question.is_answered_by(answer.text, answer.version)
             else:
                 is_right = question.may_fail(answer.status, answer.headers)
         except (OSError, http.client.HTTPException) as error:
@@ -152,7 +168,7 @@ class Client:
             answer = Answer(0)
             self._connection.close()
         seconds = time.monotonic() - began
-        self._load.sent.append(Asked(began, answer.status, seconds, is_right))
+        self._load.sent.append(Asked(began, answer.status, seconds, is_right, answer.version))
         return answer
 
 
@@ -340,7 +356,7 @@ def modes() -> list[Question]:
 def steps() -> list[Question]:
     """Return the steps of an episode of `RECURRENT`, to be held against the library's."""
     return [
-        Question("/distribution", json.dumps(case["observation"]), _is_distribution(case))
+        Question("/distribution", json.dumps(case["observation"]), is_distribution(case))
         for case in cases_of(RECURRENT)
     ]
 
@@ -355,7 +371,8 @@ def _is_action(case: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
     return lambda answer: answer["actions"] == wanted
 
 
-def _is_distribution(case: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+def is_distribution(case: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+    """Return the check of a distribution against the library's probabilities in a case."""
     wanted = case["expected"]["probabilities"]
 
     def is_right(answer: dict[str, Any]) -> bool:

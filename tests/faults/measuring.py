@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +56,8 @@ class Scene:
         loads: the clients, by what they are called in the table.
         happen: the fault.
         is_last: whether the fault ends the server.
-        after_s: how long the load goes on afterwards, in seconds.
+        after_s: how long the load goes on after the fault begins, in seconds; never less than the
+            fault takes.
         further: returns lines of tables that this fault alone has, after the end.
         broken: returns what did not hold of that, in words.
     """
@@ -138,9 +140,13 @@ def _course(scene: Scene, folder: Path) -> Course:
         # On a busy machine it takes seconds to find them, which are none of the fault's.
         pids = _pids_of(scene, folder)
         course = Course(time.monotonic(), pids=pids)
+        has_happened = threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            looking = pool.submit(_look, scene, course)
-            scene.happen()
+            looking = pool.submit(_look, scene, course, has_happened)
+            try:
+                scene.happen()
+            finally:
+                has_happened.set()
             if scene.is_last:
                 course.status = first.wait(_STOP_TIMEOUT_S)
                 course.stop_s = time.monotonic() - course.happened
@@ -156,12 +162,13 @@ def _course(scene: Scene, folder: Path) -> Course:
     return course
 
 
-def _look(scene: Scene, course: Course) -> None:
+def _look(scene: Scene, course: Course, has_happened: threading.Event) -> None:
     """See which processes there are, and whether the server is ready, from the fault on."""
     until = course.happened + (_STOP_TIMEOUT_S if scene.is_last else scene.after_s)
-    while time.monotonic() < until:
+    while time.monotonic() < until or not has_happened.is_set():
         pid = scene.server.process.pid
-        course.pids |= {pid, *descendants(pid)}
+        # The number of one that has ended may be another program's a minute later.
+        course.pids = {*filter(is_running, course.pids), pid, *descendants(pid)}
         if scene.is_last:
             if not is_running(pid):
                 return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ray.exceptions import RayError
 
@@ -100,13 +102,36 @@ class ApplicationRuns:
         self, application: Application, ledger: Ledger, compiling: Compiling
     ) -> None:
         """Have the application run, unless it does or is coming up; see `bring_up`."""
-        if not await self._ray_calls.call(application.is_present):
+        if not await self._in_time(application, application.is_present):
             compiled = await compiling
             # Ray Serve can't build two deployments at once in one process.
             async with self._building:
-                await self._ray_calls.call(
-                    _run, application, ledger, compiled, self._membership.ledger_folder
-                )
+                folder = self._membership.ledger_folder
+                await self._in_time(application, _run, application, ledger, compiled, folder)
+
+    async def _in_time(
+        self,
+        application: Application,
+        function: Callable[..., Any],
+        *arguments: Any,  # noqa: ANN401 -- the function's
+    ) -> Any:  # noqa: ANN401 -- what the function returns
+        """Call a function that waits for Ray Serve's controller, which may stand still or die.
+
+        Raises:
+            NotReadyError: if it takes longer than a start may.
+        """
+        try:
+            async with asyncio.timeout(self._settings.start_timeout_s) as bound:
+                return await self._ray_calls.call(function, *arguments)
+        except TimeoutError as error:
+            if not bound.expired():
+                # Of something else that it waits for.
+                raise
+            raise NotReadyError(
+                f"ray: {application.name}: Ray Serve's controller did not answer within "
+                f"{self._settings.start_timeout_s:g} s; see Ray's logs, or raise "
+                "POLICY_SERVER_START_TIMEOUT_S"
+            ) from error
 
     async def forget(self, name: str) -> None:
         """Drop the handle of an application that this process uses no more.

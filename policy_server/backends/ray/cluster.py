@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
@@ -71,7 +71,9 @@ logger = logging.getLogger(__name__)
 
 # The name of the lock that is held while Ray Serve itself starts.
 _SERVE = "serve"
-_LEAVE_TIMEOUT_S = 10.0
+# The longest wait for an application to be left, and for each that follows one that was not in
+# time: a stop, which leaves all of them, is to end within ten seconds.
+_LEAVE_TIMEOUT_S, _LATER_TIMEOUT_S = 3.0, 0.2
 # Between the starts of a Ray that does not start.
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
@@ -117,7 +119,7 @@ async def open_ray_cluster(settings: Settings) -> AsyncIterator[RayCluster]:
 
 def _membership(settings: Settings, call: OnRaysThread) -> Membership:
     if address := os.environ.get("RAY_ADDRESS"):
-        return ClusterMember(address, call, timeout_s=settings.start_timeout_s)
+        return ClusterMember(address, RayCalls().call, timeout_s=settings.start_timeout_s)
     if parent_process() is not None:
         return SharedRay(settings, call)
     return SoleOwner(settings, call)
@@ -141,6 +143,10 @@ class RayCluster:
         self._membership = membership
         self._applications: dict[str, Application] = {}
         self._uses: Counter[str] = Counter()
+        # Whether the last application that was left was so in time.
+        self._can_leave = True
+        # The applications that were to run on the Ray that follows a dead one.
+        self._resumed: set[str] = set()
         self._backends: set[RayBackend] = set()
         self._ray_calls = RayCalls()
         self._runs = ApplicationRuns(settings, membership, self._ray_calls)
@@ -179,7 +185,7 @@ class RayCluster:
         if not self._membership.is_crowded:
             return None
         await asyncio.shield(self._joining)
-        return await open_cluster_records(timeout_s=self._settings.start_timeout_s)
+        return await open_cluster_records(self._ray_calls, timeout_s=self._settings.start_timeout_s)
 
     @asynccontextmanager
     async def open(
@@ -255,10 +261,8 @@ class RayCluster:
         for backend in list(self._backends):
             await backend.aclose()
         self._uses.clear()
-        if self._is_joined():
-            for name in list(self._applications):
-                with suppress(NotReadyError, RayError, RayServeException):
-                    await self._leave(name, is_retired=False)
+        for name in list(self._applications):
+            await self._abandon(name, is_retired=False)
         async with kept_signal_handlers(), self._ray_calls.held():
             await self._membership.leave()
 
@@ -268,7 +272,10 @@ class RayCluster:
         await self._abandon(backend.application, is_retired=is_retired)
 
     async def _abandon(self, name: str, *, is_retired: bool) -> None:
-        """Leave an application, but wait for no Ray that has died."""
+        """Leave an application, but wait for no Ray that has died, and for others not for long.
+
+        Where another process holds the ledger, what has begun goes on by itself.
+        """
         if not self._is_joined():
             # A Ray that has died has no replicas that it could end.
             self._uses[name] -= 1
@@ -278,12 +285,14 @@ class RayCluster:
         leaving = asyncio.create_task(self._leave(name, is_retired=is_retired))
         dying = asyncio.create_task(self._has_died.wait())
         try:
-            async with asyncio.timeout(_LEAVE_TIMEOUT_S):
+            async with asyncio.timeout(_LEAVE_TIMEOUT_S if self._can_leave else _LATER_TIMEOUT_S):
                 await asyncio.wait([leaving, dying], return_when=asyncio.FIRST_COMPLETED)
+            self._can_leave = True
             if leaving.done():
                 await leaving
         except (NotReadyError, RayError, RayServeException, OSError) as error:
             # It has died meanwhile, or takes too long.
+            self._can_leave = not isinstance(error, TimeoutError)
             logger.warning("application_not_left", extra={"reason": repr(error)[:300]})
         finally:
             leaving.cancel()
@@ -305,7 +314,13 @@ class RayCluster:
 
     async def _opened_ledger(self) -> Ledger:
         opening = self._ray_calls.call(_ledger, self._membership.ledger_folder)
-        return await _unless_ended(opening, self._membership.lost())
+        try:
+            return await _unless_ended(opening, self._membership.lost())
+        except (RayError, RayServeException) as error:
+            raise NotReadyError(
+                f"ray: Ray Serve could not be started: {reason_of(error)}; see Ray's logs, and "
+                "start again"
+            ) from error
 
     async def _watch(self) -> None:
         """Start another Ray, or join it, each time that this machine's has died."""
@@ -367,6 +382,7 @@ class RayCluster:
             name: (application, asyncio.create_task(self._compiled(application.version)))
             for name, application in self._applications.items()
         }
+        self._resumed |= applications.keys()
         try:
             for name, (application, compiling) in applications.items():
                 await self._ray_calls.call(ledger.enter, name)
@@ -382,6 +398,17 @@ class RayCluster:
         finally:
             for _, compiling in applications.values():
                 compiling.cancel()
+        await self._leave_undeployed(ledger)
+
+    async def _leave_undeployed(self, ledger: Ledger) -> None:
+        """Remove the applications that were undeployed while another Ray took them over.
+
+        They may have been removed from it before they ran there.
+        """
+        for name in self._resumed - self._applications.keys():
+            await self._runs.forget(name)
+            await self._ray_calls.call(partial(ledger.leave, name, is_retired=True))
+        self._resumed.clear()
 
     async def _deployed(
         self,

@@ -24,6 +24,7 @@ from policy_server.backends.ray.pieces import (
     send_files,
     write_files,
 )
+from policy_server.backends.ray.ray_calls import RayCalls
 from policy_server.errors import NotReadyError
 
 __all__ = ["ClusterRecords", "RecordBook", "open_cluster_records"]
@@ -82,16 +83,17 @@ class RecordBook(PieceKeeper):
         return True
 
 
-async def open_cluster_records(*, timeout_s: float) -> ClusterRecords:
+async def open_cluster_records(ray_calls: RayCalls, *, timeout_s: float) -> ClusterRecords:
     """Return the records of the cluster that this process has joined, once their actor answers.
 
     Args:
+        ray_calls: the calls of Ray that this process makes.
         timeout_s: the longest wait for the actor to be up, in seconds.
 
     Raises:
         NotReadyError: if it is not up in time, or has failed.
     """
-    records = await asyncio.to_thread(ClusterRecords)
+    records = await asyncio.to_thread(ClusterRecords, ray_calls)
     deadline = time.monotonic() + timeout_s
     while not await asyncio.to_thread(records.is_there):
         if time.monotonic() > deadline:
@@ -105,10 +107,15 @@ async def open_cluster_records(*, timeout_s: float) -> ClusterRecords:
 class ClusterRecords:
     """A server process's side of the records; see `SharedRecords`."""
 
-    def __init__(self) -> None:
-        """Start the actor, unless the cluster has it; it outlives this process."""
+    def __init__(self, ray_calls: RayCalls) -> None:
+        """Start the actor, unless the cluster has it; it outlives this process.
+
+        Args:
+            ray_calls: the calls of Ray that this process makes, which those of here count to.
+        """
+        self._ray_calls = ray_calls
         book: Any = ray.remote(RecordBook)
-        with _as_not_ready():
+        with self._asking():
             self._actor = book.options(
                 name=_ACTOR,
                 namespace=_NAMESPACE,
@@ -126,7 +133,7 @@ class ClusterRecords:
         Raises:
             NotReadyError: if it has failed.
         """
-        with _as_not_ready():
+        with self._asking():
             answered, _ = ray.wait([self._first_answer], timeout=_LOOK_S)
             if answered:
                 ray.get(self._first_answer)
@@ -134,7 +141,7 @@ class ClusterRecords:
 
     def read(self, key: str) -> str | None:
         """See `SharedRecords.read`."""
-        with _as_not_ready():
+        with self._asking():
             text: str | None = call_actor(self._actor.text, key, timeout_s=_READ_TIMEOUT_S)
         return text
 
@@ -142,7 +149,7 @@ class ClusterRecords:
         self, key: str, text: str, *, before: str | None, folders: Mapping[str, Path]
     ) -> bool:
         """See `SharedRecords.write`."""
-        with _as_not_ready():
+        with self._asking():
             known = call_actor(self._actor.folders, key)
             # The references are this process's until `replace` gives them to the actor: files of a
             # server that dies meanwhile, or comes too late, are gone.
@@ -157,25 +164,26 @@ class ClusterRecords:
 
     def fetch(self, key: str, name: str, target: Path) -> bool:
         """See `SharedRecords.fetch`."""
-        with _as_not_ready():
+        with self._asking():
             files: Pieces | None = call_actor(self._actor.folder, key, name)
             if files is None:
                 return False
             write_files(files, target)
         return True
 
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Count the block among the calls of Ray, and translate the actor's errors."""
+        try:
+            with self._ray_calls.under_way():
+                yield
+        except (RayError, ValueError) as error:
+            raise NotReadyError(
+                f"ray: the cluster's records can't be had: {reason_of(error)}"
+            ) from error
+
 
 def _files_in(folder: Path) -> dict[str, Path | bytes]:
     return {
         path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()
     }
-
-
-@contextmanager
-def _as_not_ready() -> Iterator[None]:
-    try:
-        yield
-    except (RayError, ValueError) as error:
-        raise NotReadyError(
-            f"ray: the cluster's records can't be had: {reason_of(error)}"
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,6 +24,7 @@ __all__ = ["ClusterMember", "Membership", "OnRaysThread", "SoleOwner", "finish"]
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+_LEAVE_TIMEOUT_S = 3.0
 _JOIN_HINT = "; a cluster with tokens wants RAY_AUTH_MODE and RAY_AUTH_TOKEN here too"
 
 OnRaysThread = Callable[..., Awaitable[Any]]
@@ -171,7 +173,7 @@ class ClusterMember:
 
         Args:
             address: the cluster's address.
-            call: runs a function on Ray's thread.
+            call: runs a function in a thread that no end of the process awaits.
             timeout_s: the longest wait for the cluster to be there, in seconds.
         """
         self.addresses: dict[str, str] = {}
@@ -206,8 +208,17 @@ class ClusterMember:
         """Do nothing: the cluster has its own dashboard."""
 
     async def leave(self) -> None:
-        """See `Membership.leave`."""
-        await self._call(ray.shutdown)
+        """Disconnect, but wait not for long: others keep the cluster, and may let it stand still.
+
+        Ray's library waits for a raylet and a head process that do so for ever, here and again as
+        the interpreter ends.
+        """
+        try:
+            async with asyncio.timeout(_LEAVE_TIMEOUT_S):
+                await self._call(ray.shutdown)
+        except TimeoutError:
+            logger.warning("cluster_not_left", extra={"seconds": _LEAVE_TIMEOUT_S})
+            atexit.unregister(ray.shutdown)
 
     async def _wait_for_cluster(self) -> None:
         """Wait until the address takes a connection, where it has a host and a port.

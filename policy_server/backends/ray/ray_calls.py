@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from policy_server.errors import NotReadyError
@@ -69,10 +69,7 @@ class RayCalls:
         Raises:
             NotReadyError: if this process has no Ray at the moment, or Ray breaks the call off.
         """
-        with self._lock:
-            if self._is_held:
-                raise NotReadyError(ENDED)
-            self._under_way += 1
+        self._begin_one()
         answered: Future[Any] = Future()
         # Whoever waits may be cancelled; the thread goes on.
         answered.set_running_or_notify_cancel()
@@ -85,6 +82,23 @@ class RayCalls:
             self._end_one()
             raise
         return await asyncio.wrap_future(answered)
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Count the block, which uses Ray in a thread of the caller's, as one call.
+
+        Raises:
+            NotReadyError: if this process has no Ray at the moment, or Ray breaks the block off.
+        """
+        self._begin_one()
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException as error:
+            raise NotReadyError(ENDED) from error
+        finally:
+            self._end_one()
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
@@ -112,6 +126,12 @@ class RayCalls:
             answered.set_result(answer)
         finally:
             self._end_one()
+
+    def _begin_one(self) -> None:
+        with self._lock:
+            if self._is_held:
+                raise NotReadyError(ENDED)
+            self._under_way += 1
 
     def _end_one(self) -> None:
         with self._lock:

@@ -38,6 +38,8 @@ _LAST_WORKER_TIMEOUT_S = 30.0
 _POLL_S = 0.1
 # A lock that can't be had for so long is another worker's.
 _TAKEN_AFTER_S = 0.5
+# One that leaves, and takes longer, may stand still.
+_LEFT_AFTER_S = 5.0
 _LOCK = "lock"
 _LEDGER = "ledger"
 _MEMBER = "member-"
@@ -152,13 +154,15 @@ class SharedRay:
     async def _is_last(self, leaving: AsyncExitStack) -> bool:
         """Return whether no other worker uses Ray or joins it; until the stack closes, none does.
 
-        Where the folder was removed, nobody can tell: the guard ends Ray with the server.
+        Where the folder was removed, or another worker takes too long to leave, nobody can tell:
+        the guard ends Ray with the server.
         """
         if not self._has_turn.is_set():
             # The worker that has the lock ends the Ray that it may be starting now.
             return False
         try:
-            await leaving.enter_async_context(FileLock(self._folder, is_folder=True))
+            async with asyncio.timeout(_LEFT_AFTER_S):
+                await leaving.enter_async_context(FileLock(self._folder, is_folder=True))
             if self._lock is None:
                 async with asyncio.timeout(_TAKEN_AFTER_S):
                     await leaving.enter_async_context(FileLock(self._folder / _LOCK))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import ray
 
 from policy_server.backends.ray.cluster_records import RecordBook, open_cluster_records
+from policy_server.backends.ray.ray_calls import RayCalls
 from policy_server.errors import NotReadyError
 
 A: dict[str, list[Any]] = {"policy.zip": ["reference of a"]}
@@ -75,13 +77,43 @@ def actor(monkeypatch: pytest.MonkeyPatch) -> SlowActor:
 
 
 async def test_records_are_waited_for_until_their_actor_is_up(actor: SlowActor) -> None:
-    await open_cluster_records(timeout_s=60)
+    await open_cluster_records(RayCalls(), timeout_s=60)
 
     assert actor.looks == -1
 
 
 async def test_actor_that_does_not_start_is_one_line(actor: SlowActor) -> None:
     with pytest.raises(NotReadyError, match="did not start within 0 s; see whether the cluster"):
-        await open_cluster_records(timeout_s=0)
+        await open_cluster_records(RayCalls(), timeout_s=0)
 
     assert actor.looks == 2
+
+
+@pytest.mark.usefixtures("actor")
+async def test_records_are_not_asked_while_this_process_leaves_the_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Ray's library would end the process: a call that begins after `ray.shutdown` does.
+    calls = RayCalls()
+    records = await open_cluster_records(calls, timeout_s=60)
+    asked: list[object] = []
+    monkeypatch.setattr(ray, "get", lambda answer, **_: asked.append(answer))
+
+    async with calls.held():
+        with pytest.raises(NotReadyError, match="ray: ended meanwhile"):
+            records.read("door")
+
+    assert asked == []
+    assert records.read("door") is None
+    assert asked == ["the text of 'door'"]
+
+
+@pytest.mark.usefixtures("actor")
+async def test_records_that_ray_breaks_off_as_this_process_leaves_are_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    records = await open_cluster_records(RayCalls(), timeout_s=60)
+    monkeypatch.setattr(ray, "get", lambda *_, **__: sys.exit(0))
+
+    with pytest.raises(NotReadyError, match="ray: ended meanwhile"):
+        records.read("door")

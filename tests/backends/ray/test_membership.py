@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import tempfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from policy_server.backends.ray.cluster import RayCluster
 from policy_server.backends.ray.connection import connect
@@ -77,6 +79,25 @@ async def test_stop_breaks_the_wait_for_a_cluster_off() -> None:
     await turns()
 
     await asyncio.wait_for(cluster.aclose(), 5)
+
+
+async def test_cluster_that_stands_still_is_left_in_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As Ray's library does where the raylet and the head process were stopped.
+    async def wait_for_ever(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    unregistered: list[object] = []
+    monkeypatch.setattr(atexit, "unregister", unregistered.append)
+    monkeypatch.setattr("policy_server.backends.ray.membership._LEAVE_TIMEOUT_S", 0.1)
+    member = ClusterMember("127.0.0.1:1", wait_for_ever, timeout_s=60.0)
+
+    async with asyncio.timeout(30):
+        await member.leave()
+
+    assert "cluster_not_left" in caplog.text
+    assert unregistered == [ray.shutdown]
 
 
 @pytest.mark.parametrize("kind", [SoleOwner, SharedRay])

@@ -89,6 +89,27 @@ async def test_worker_that_is_stopped_before_its_turn_leaves_the_ray_that_anothe
     assert shared.exists()
 
 
+async def test_worker_waits_for_another_that_leaves_no_longer_than_its_bound(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # One that stands still as it leaves; the guard ends Ray with the server.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("policy_server.backends.ray.shared_ray._LEFT_AFTER_S", 0.2)
+    shared = share_folder("workers", parent=os.getppid()).path
+    used = make_rays_folder(os.getppid())
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        ray = SharedRay(SETTINGS, partial(_called, executor))
+        monkeypatch.setattr(ray, "_join_others", lambda: True)
+        await ray.join()
+        await ray.has_served()
+        with FileLock(shared, is_folder=True):
+            async with asyncio.timeout(30):
+                await ray.leave()
+        are_left = used.exists(), shared.exists()
+
+    assert are_left == (True, True)
+
+
 async def test_worker_that_ends_leaves_the_ray_that_another_one_joins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
