@@ -37,8 +37,14 @@ def call_ray(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN
         NotReadyError: if Ray would end the thread, as it does when it disconnects: an event loop
             that waits for the thread would end too.
     """
-    try:
+    with _broken_off_as_not_ready():
         return function(*arguments)
+
+
+@contextmanager
+def _broken_off_as_not_ready() -> Iterator[None]:
+    try:
+        yield
     except Exception:
         raise
     except BaseException as error:
@@ -92,11 +98,8 @@ class RayCalls:
         """
         self._begin_one()
         try:
-            yield
-        except Exception:
-            raise
-        except BaseException as error:
-            raise NotReadyError(ENDED) from error
+            with _broken_off_as_not_ready():
+                yield
         finally:
             self._end_one()
 
