@@ -268,16 +268,17 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
 
     def _put(self, lines: Sequence[str], pipe: PipeWriter | None) -> int:
         """Write lines as far as that can be done; return how many were written as a whole."""
-        descriptor = _descriptor_of(self.stream, is_file=True)
+        file = _descriptor_of(self.stream, is_file=True)
         try:
-            if pipe is None and descriptor is None:
+            if pipe is None and file is None:
                 self.stream.write("".join(lines))
                 super().flush()
                 return len(lines)
             errors = self.stream.errors or "strict"
             contents = [line.encode(self.stream.encoding, errors) for line in lines]
-            if pipe is None:
-                return _put_in_file(descriptor, contents)
+            if file is not None:
+                return _put_in_file(file, contents)
+            assert pipe is not None, "a stream with a descriptor is a file or a pipe"
             pipe.write(b"".join(contents), lines=len(lines))
         except OSError:
             return 0

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from policy_server.errors import ModelError
-from policy_server.files.regular import open_file
+from policy_server.files.regular import failure_of_system, open_file
 
 __all__ = [
     "BESIDE_MARK",
@@ -18,6 +18,7 @@ __all__ = [
     "SOURCE_MARK",
     "Model",
     "bounded",
+    "check_system",
     "digest_of_file",
     "digest_of_files",
     "digest_of_path",
@@ -178,16 +179,36 @@ def _line_of(digest: str, name: str) -> str:
 
 
 def head_of(path: Path) -> bytes:
-    """Return a file's first bytes, at most `HEAD_BYTES`; none where it can't be read.
+    """Return a file's first bytes, at most `HEAD_BYTES`; none where it may not be read.
 
     Args:
         path: the file.
+
+    Raises:
+        ModelError: if the disk fails.
     """
     try:
         with open_file(path) as file:
             return file.read(HEAD_BYTES)
-    except OSError:
+    except OSError as error:
+        check_system(error, path)
         return b""
+
+
+def check_system(error: BaseException, path: Path) -> None:
+    """Refuse to go on as if a file were not there, or no policy, that a disk did not give.
+
+    Args:
+        error: the error of the reading.
+        path: the file or folder.
+
+    Raises:
+        ModelError: if the error is one of the disk or the system.
+    """
+    if failure := failure_of_system(error):
+        raise ModelError(
+            f"{path}: can't be read: {failure.strerror}; try again, or move it elsewhere"
+        ) from error
 
 
 def digest_of_file(path: Path) -> str:

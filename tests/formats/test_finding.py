@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from policy_server.formats.finding import (
     served_names,
 )
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats
-from policy_server.formats.model_files import files_of_model
+from policy_server.formats.model_files import check_system, files_of_model
 from policy_server.formats.recognition import describe_file
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
@@ -27,6 +29,7 @@ from tests.support.zips import FILES, zip_of
 
 BOTH: list[Format] = [*FORMATS, NotesFormat()]
 NOTES = {"weights.txt": b"0.5"}
+ONNX = ROOT / "tests" / "data" / "policies" / "onnx_sb3_doc_ppo_box" / "policy.onnx"
 PPO = ROOT / "tests" / "data" / "policies" / "sb3_ppo_vecnorm" / "policy.zip"
 
 
@@ -348,3 +351,26 @@ def test_path_without_a_policy_is_one_line(tmp_path: Path, name: str, says: str)
         prepare_policy(tmp_path / name, tmp_path / "left", Settings(home=tmp_path))
 
     assert caught.value.message.startswith(f"{tmp_path / name}: {says}")
+
+
+@pytest.mark.parametrize("name", ["policy.zip", "policy.onnx", "saved_model.zip"])
+def test_file_that_the_disk_does_not_give_is_told_and_no_other_policy_taken(
+    tmp_path: Path, name: str
+) -> None:
+    other = folder_of(tmp_path / "other", "policy.onnx")
+    shutil.copy(ONNX, other / "policy.onnx")
+    # Its first bytes can't be read: an error of the disk, by the system's own word.
+    (tmp_path / name).symlink_to("/proc/self/mem")
+
+    with pytest.raises(ModelError, match=rf"{name}: can't be read: Input/output error; try again"):
+        find_policy(Settings(home=tmp_path))
+
+
+def test_zip_that_the_disk_gives_in_part_is_no_damaged_one(tmp_path: Path) -> None:
+    error = zipfile.BadZipFile("File is not a zip file")
+    error.__context__ = OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(ModelError, match="policy.zip: can't be read: Input/output error"):
+        check_system(error, tmp_path / "policy.zip")
+    check_system(zipfile.BadZipFile("File is not a zip file"), tmp_path / "policy.zip")
+    check_system(PermissionError(errno.EACCES, "Permission denied"), tmp_path / "policy.zip")
