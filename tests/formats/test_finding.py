@@ -370,7 +370,7 @@ def test_zip_that_the_disk_gives_in_part_is_no_damaged_one(tmp_path: Path) -> No
     error = zipfile.BadZipFile("File is not a zip file")
     error.__context__ = OSError(errno.EIO, "Input/output error")
 
-    with pytest.raises(ModelError, match="policy.zip: can't be read: Input/output error"):
+    with pytest.raises(ModelError, match=r"policy\.zip: can't be read: Input/output error"):
         check_system(error, tmp_path / "policy.zip")
     check_system(zipfile.BadZipFile("File is not a zip file"), tmp_path / "policy.zip")
     check_system(PermissionError(errno.EACCES, "Permission denied"), tmp_path / "policy.zip")
