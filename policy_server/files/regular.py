@@ -8,7 +8,9 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-__all__ = ["failure_of_system", "open_file"]
+from policy_server.errors import ModelError
+
+__all__ = ["check_system", "failure_of_system", "open_file"]
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -41,6 +43,22 @@ def failure_of_system(error: BaseException) -> OSError | None:
             return at
         at = at.__cause__ or at.__context__
     return None
+
+
+def check_system(error: BaseException, path: Path) -> None:
+    """Refuse to go on as if a file were not there, or no policy, that a disk did not give.
+
+    Args:
+        error: the error of the reading.
+        path: the file or folder.
+
+    Raises:
+        ModelError: if the error is one of the disk or the system.
+    """
+    if failure := failure_of_system(error):
+        raise ModelError(
+            f"{path}: can't be read: {failure.strerror}; try again, or move it elsewhere"
+        ) from error
 
 
 def open_file(path: Path) -> BufferedReader:

@@ -9,13 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
+from policy_server.files.regular import check_system
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
-from policy_server.formats.model_files import (
-    check_system,
-    files_of_model,
-    may_be_looked_at,
-    named_folder,
-)
+from policy_server.formats.model_files import files_of_model, may_be_looked_at, named_folder
 from policy_server.formats.recognition import describe_file, describe_names
 from policy_server.formats.unpacking import FolderCheck, choose_root, format_of_file, unpack_model
 from policy_server.installation import command_for

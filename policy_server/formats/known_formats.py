@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from policy_server.engine.network import NetworkPolicy
 from policy_server.errors import DistributionError, ModelError
+from policy_server.files.regular import check_system
 from policy_server.formats.keras import KerasFormat
-from policy_server.formats.model_files import check_system, files_of_model
+from policy_server.formats.model_files import files_of_model
 from policy_server.formats.onnx import OnnxFormat
 from policy_server.formats.rllib import RllibFormat
 from policy_server.formats.saved_model import SavedModelFormat

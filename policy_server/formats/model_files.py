@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from policy_server.errors import ModelError
-from policy_server.files.regular import failure_of_system, open_file
+from policy_server.files.regular import check_system, open_file
 
 __all__ = [
     "BESIDE_MARK",
@@ -18,7 +18,6 @@ __all__ = [
     "SOURCE_MARK",
     "Model",
     "bounded",
-    "check_system",
     "digest_of_file",
     "digest_of_files",
     "digest_of_path",
@@ -193,22 +192,6 @@ def head_of(path: Path) -> bytes:
     except OSError as error:
         check_system(error, path)
         return b""
-
-
-def check_system(error: BaseException, path: Path) -> None:
-    """Refuse to go on as if a file were not there, or no policy, that a disk did not give.
-
-    Args:
-        error: the error of the reading.
-        path: the file or folder.
-
-    Raises:
-        ModelError: if the error is one of the disk or the system.
-    """
-    if failure := failure_of_system(error):
-        raise ModelError(
-            f"{path}: can't be read: {failure.strerror}; try again, or move it elsewhere"
-        ) from error
 
 
 def digest_of_file(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import shutil
 import zipfile
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from policy_server.errors import ModelError
+from policy_server.files.archives import is_zip, is_zip_of
+from policy_server.files.regular import check_system
 from policy_server.formats.finding import (
     find_model,
     find_policy,
@@ -20,7 +23,7 @@ from policy_server.formats.finding import (
     served_names,
 )
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats
-from policy_server.formats.model_files import check_system, files_of_model
+from policy_server.formats.model_files import files_of_model
 from policy_server.formats.recognition import describe_file
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
@@ -374,3 +377,15 @@ def test_zip_that_the_disk_gives_in_part_is_no_damaged_one(tmp_path: Path) -> No
         check_system(error, tmp_path / "policy.zip")
     check_system(zipfile.BadZipFile("File is not a zip file"), tmp_path / "policy.zip")
     check_system(PermissionError(errno.EACCES, "Permission denied"), tmp_path / "policy.zip")
+
+
+def test_zip_of_which_a_read_fails_once_is_not_taken_for_no_zip(tmp_path: Path) -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, f"Input/output error of {size} bytes")
+
+    with pytest.raises(ModelError, match="can't be read: Input/output error"):
+        is_zip_of(Failing(PPO.read_bytes()), tmp_path / "policy.zip")
+    assert is_zip(PPO)
+    assert not is_zip(ONNX)
+    assert not is_zip(tmp_path)

@@ -19,6 +19,8 @@ __all__ = ["STEPS"]
 _START_TIMEOUT_S = 120.0
 # Of a start that ends: as it stands in the log, and on standard error before there is one.
 _REASONS = ('"level": "ERROR"', '"level": "CRITICAL"', "policy server: ")
+# A version that can't be loaded: it is tried again, and another one stands in for it.
+_STANDS_IN = '"event": "version_not_served"'
 
 
 def _with_a_version(home: Path) -> None:
@@ -67,6 +69,10 @@ def _outcome(control: Control, home: Path, version: str, fault: Fault) -> Outcom
         has_begun = not has_ended(server)
         told, status = server.output(), server.process.poll()
         is_right = not has_begun or answers(server, version=version)
+        if not is_right and _STANDS_IN in told:
+            # The version before it answers until its files are read again.
+            is_right = answers(server)
+            wait_until(lambda: answers(server, version=version), timeout_s=_START_TIMEOUT_S)
     if not control.failed:
         return Outcome(fault, "not reached")
     if not is_right:
