@@ -83,9 +83,6 @@ def take_output() -> TextIO:
         the process ends; a second call returns the first one's stream.
     """
     if not _taken:
-        # Where the log can't be written, its disk being full, logging would print why: into the
-        # pipe, as lines that can't be written either, until the pipe is full and all wait for it.
-        logging.raiseExceptions = False
         _taken.append(_TakenOutput())
         atexit.register(_taken[0].give_back)
     return _taken[0].stream

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import re
@@ -10,7 +11,8 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal, TextIO
@@ -186,8 +188,9 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
     """The one handler of a process, which may hold lines back to write many at a time.
 
     Lines that can't be written, such as on a full disk or to a pipe that nobody reads, are lost;
-    the first line that can be written again is `log_lines_lost`, with their number. Those for a
-    pipe whose reader is slow wait in a `PipeWriter`.
+    the first line that can be written again is `log_lines_lost`, with their number. One of which a
+    full disk took the start only is lost too. Those for a pipe whose reader is slow wait in a
+    `PipeWriter`.
 
     Attributes:
         held: the lines that are held back.
@@ -225,7 +228,7 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         """Write a record behind the lines before it."""
         self._write_held()
         try:
-            self._write(self.format(record) + self.terminator, lines=1)
+            self._write([self.format(record) + self.terminator])
         except Exception:
             self.handleError(record)
 
@@ -246,59 +249,89 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         self.acquire()
         try:
             held, self.held = self.held, []
-            self._write(self._text_of(held), lines=len(held))
+            self._write(self._texts_of(held))
         except Exception:
             self.handleError(_record_of(held[-1]))
         finally:
             self.release()
 
-    def _write(self, text: str, *, lines: int) -> None:
+    def _write(self, lines: Sequence[str]) -> None:
+        """Write lines, behind the number of those that were lost before them; count the lost."""
         pipe = self._pipe_now()
-        if pipe is not None:
-            self._lost += pipe.take_lost()
-        lost = self._lost
+        lost = self._lost if pipe is None else self._lost + pipe.take_lost()
+        # The start of a lost line may have been written.
+        notice = [f"\n{self._notice_of(lost)}{self.terminator}"] if lost else []
+        written = self._put([*notice, *lines], pipe)
+        if lost and written:
+            lost, written = 0, written - 1
+        self._lost = lost + len(lines) - written
+
+    def _put(self, lines: Sequence[str], pipe: PipeWriter | None) -> int:
+        """Write lines as far as that can be done; return how many were written as a whole."""
+        file = _descriptor_of(self.stream, is_file=True)
         try:
-            if lost:
-                notice = logging.makeLogRecord(
-                    {"name": __name__, "levelname": "WARNING", "msg": "log_lines_lost"}
-                )
-                vars(notice)["lines"] = lost
-                # The start of a lost line may have been written.
-                text = f"\n{self.format(notice)}{self.terminator}{text}"
-            if pipe is None:
-                self.stream.write(text)
+            if pipe is None and file is None:
+                self.stream.write("".join(lines))
                 super().flush()
-            else:
-                content = text.encode(self.stream.encoding, self.stream.errors or "strict")
-                pipe.write(content, lines=lines + bool(lost))
+                return len(lines)
+            errors = self.stream.errors or "strict"
+            contents = [line.encode(self.stream.encoding, errors) for line in lines]
+            if file is not None:
+                return _put_in_file(file, contents)
+            assert pipe is not None, "a stream with a descriptor is a file or a pipe"
+            pipe.write(b"".join(contents), lines=len(lines))
         except OSError:
-            self._lost += lines
-            raise
-        self._lost -= lost
+            return 0
+        return len(lines)
+
+    def _notice_of(self, lost: int) -> str:
+        notice = logging.makeLogRecord(
+            {"name": __name__, "levelname": "WARNING", "msg": "log_lines_lost"}
+        )
+        vars(notice)["lines"] = lost
+        return self.format(notice)
 
     def _pipe_now(self) -> PipeWriter | None:
         """Return the writer of the stream's pipe; None for a file."""
-        descriptor = _pipe_of(self.stream)
+        descriptor = _descriptor_of(self.stream, is_file=False)
         if descriptor is None:
             return None
         if self._pipe is None or self._pipe.descriptor != descriptor:
             self._pipe = PipeWriter(descriptor)
         return self._pipe
 
-    def _text_of(self, held: list[HeldLine]) -> str:
+    def _texts_of(self, held: list[HeldLine]) -> list[str]:
         if isinstance(self.formatter, _JsonFormatter):
-            return "".join(_json_lines(held))
-        return "".join(self.format(_record_of(line)) + self.terminator for line in held)
+            return _json_lines(held)
+        return [self.format(_record_of(line)) + self.terminator for line in held]
 
 
-def _pipe_of(stream: TextIO) -> int | None:
-    """Return the descriptor of a stream that somebody reads; None for a file."""
+def _descriptor_of(stream: TextIO, *, is_file: bool) -> int | None:
+    """Return the descriptor of a stream that is a file, or else that somebody reads.
+
+    Args:
+        stream: the stream.
+        is_file: whether it is to be a file; None is returned where it is not what is asked for.
+    """
     try:
         descriptor = stream.fileno()
-        mode = os.fstat(descriptor).st_mode
+        is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
     except (OSError, ValueError):
         return None
-    return None if stat.S_ISREG(mode) else descriptor
+    return descriptor if is_regular is is_file else None
+
+
+def _put_in_file(descriptor: int, contents: Sequence[bytes]) -> int:
+    """Write to a file, as far as its disk takes it; return how many were written as a whole."""
+    whole = b"".join(contents)
+    size = 0
+    # The first write to a disk that fills up takes the bytes that there is room for.
+    with suppress(OSError):
+        while size < len(whole):
+            size += os.write(descriptor, whole[size:])
+    if size == len(whole):
+        return len(contents)
+    return sum(end <= size for end in itertools.accumulate(map(len, contents)))
 
 
 def line_form(logger: str, event: str, fields: Mapping[str, object]) -> LineForm:

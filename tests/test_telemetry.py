@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import itertools
 import json
 import logging
 import os
 import re
+import resource
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, BinaryIO, cast
+from pathlib import Path
 
 import pytest
 
@@ -332,50 +332,71 @@ def test_no_line_of_ours_is_left_out(capsys: pytest.CaptureFixture[str]) -> None
     assert len(capsys.readouterr().err.splitlines()) == 600
 
 
-class FullDisk(io.RawIOBase):
-    """A file whose disk has no room for a while."""
-
-    def __init__(self) -> None:
-        self.content = b""
-        self.room = 10_000
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:  # noqa: ANN401 -- any buffer
-        written = bytes(data)[: self.room]
-        if data and not written:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        self.content += written
-        self.room -= len(written)
-        return len(written)
+@contextmanager
+def full_after(size: int) -> Iterator[None]:
+    """Let files grow to a size at the most, as on a disk that fills up."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.parametrize("log_format", ["json", "text"])
 async def test_lines_that_a_full_disk_loses_are_counted_when_it_has_room_again(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, log_format: LogFormat, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(logging, "raiseExceptions", False)
-    disk = FullDisk()
-    stream = io.TextIOWrapper(cast("BinaryIO", disk), write_through=True)
-    configure_logging(level="INFO", log_format="json", stream=stream)
-    logger = logging.getLogger("policy_server.access")
-    disk.room = 40
-    # The first one is cut off, the next ones are lost.
-    logger.info("begun")
-    logger.info("lost")
-    for _ in range(3):
-        hold(logger, status=200)
-    flush_log()
-    disk.room = 10_000
+    file = tmp_path / "log"
+    with file.open("w") as stream:
+        configure_logging(level="INFO", log_format=log_format, stream=stream)
+        logger = logging.getLogger("policy_server.access")
+        with full_after(40):
+            # The first one is cut off, the next ones are lost.
+            logger.info("begun" * 9)
+            logger.info("lost")
+            for _ in range(3):
+                hold(logger, status=200)
+            flush_log()
 
-    logger.info("written")
-    logger.info("written too")
+        logger.info("written")
+        logger.info("written too")
 
-    cut_off, *lines = disk.content.decode().splitlines()
+    cut_off, *lines = file.read_text().splitlines()
     assert len(cut_off) == 40
-    found = [json.loads(line) for line in lines]
-    assert [line["event"] for line in found] == ["log_lines_lost", "written", "written too"]
-    assert found[0] | {"level": "WARNING", "lines": 4} == found[0]
+    found = [json.loads(line) for line in lines] if log_format == "json" else lines
+    assert len(found) == 3
+    assert all(
+        event in str(line)
+        for event, line in zip(["log_lines_lost", "written", "written too"], found, strict=True)
+    )
+    assert re.search(r"\blines\W+5\b", str(found[0]))
+    assert capfd.readouterr().err == ""
+
+
+async def test_full_disk_loses_of_lines_that_are_written_together_the_last_ones_alone(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "log"
+    with file.open("w") as stream:
+        configure_logging(level="INFO", log_format="json", stream=stream)
+        logger = logging.getLogger("policy_server.access")
+        hold(logger, status=200)
+        flush_log()
+        size = file.stat().st_size
+        with full_after(5 * size + size // 2):
+            for _ in range(10):
+                hold(logger, status=200)
+            flush_log()
+
+        logger.info("written")
+
+    *kept, cut_off, notice, last = file.read_text().splitlines()
+    assert len(kept) == 5
+    assert len(cut_off) < size
+    assert json.loads(notice)["event"] == "log_lines_lost"
+    assert json.loads(notice)["lines"] == 6
+    assert json.loads(last)["event"] == "written"
 
 
 def read_to_the_end(outlet: int) -> list[bytes]:
@@ -400,10 +421,7 @@ async def test_reader_that_reads_late_gets_every_line_in_order() -> None:
     assert [line["number"] for line in lines] == [*range(301), "y" * 300_000]
 
 
-async def test_reader_that_stands_still_holds_nothing_up_and_hears_how_many_lines_it_lost(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(logging, "raiseExceptions", False)
+async def test_reader_that_stands_still_holds_nothing_up_and_hears_how_many_lines_it_lost() -> None:
     outlet, inlet = os.pipe()
     with os.fdopen(inlet, "w") as stream:
         configure_logging(level="INFO", log_format="json", stream=stream)
@@ -449,10 +467,7 @@ async def test_lines_that_wait_for_a_slow_reader_are_written_at_the_end() -> Non
     assert len(read.splitlines()) == 300
 
 
-async def test_lines_for_a_reader_that_has_gone_are_counted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(logging, "raiseExceptions", False)
+async def test_lines_for_a_reader_that_has_gone_are_counted() -> None:
     outlet, inlet = os.pipe()
     next_outlet, next_inlet = os.pipe()
     with os.fdopen(inlet, "w") as stream, os.fdopen(next_inlet, "w") as next_stream:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import zipfile
 from pathlib import Path
 
 from policy_server.engine.cache import OUTCOME_FILE, carry_outcome
 from policy_server.errors import ModelError, SchemaError
+from policy_server.files.archives import is_zip
 from policy_server.files.replacement import (
     as_model_errors,
     incoming_folder,
@@ -74,7 +74,7 @@ def copy_server_files(source: Path, settings: Settings) -> dict[Path, Path]:
         )
         shutil.copyfile(schema, folder / schema.name)
         _check_beside(policy, unzipped, settings)
-        if read_mark(unzipped / BESIDE_MARK) is not None or not zipfile.is_zipfile(policy):
+        if read_mark(unzipped / BESIDE_MARK) is not None or not is_zip(policy):
             pack_model(unzipped, zip_path)
         elif policy.is_file():
             shutil.copyfile(policy, zip_path)
@@ -261,7 +261,7 @@ def _places_of_models(file: SchemaFile, schema: Path) -> dict[Path, str]:
         if model is not None
     }
     for model in placed.values():
-        if Path(model).name != model or not zipfile.is_zipfile(schema.parent / model):
+        if Path(model).name != model or not is_zip(schema.parent / model):
             raise SchemaError(
                 f"{schema}: has policies:, of which {model} is no zip beside it; serve its folder "
                 f"as it is, with POLICY_SERVER_HOME={schema.parent}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import stat
@@ -12,9 +13,10 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from policy_server.errors import ModelError
-from policy_server.files.regular import open_file
+from policy_server.files.regular import check_system, open_file
 
 __all__ = [
     "Archive",
@@ -22,6 +24,8 @@ __all__ = [
     "fault_of_name",
     "is_bounded",
     "is_cut_off",
+    "is_zip",
+    "is_zip_of",
     "open_archive",
 ]
 
@@ -131,6 +135,65 @@ def open_archive(path: Path, limits: ArchiveLimits) -> Iterator[Archive]:
         raise ModelError(
             f"{path}: can't be unpacked: {error}; {_ZIP_AGAIN}, without a password"
         ) from error
+
+
+def is_zip(path: Path) -> bool:
+    """Return whether a file is a zip; not where it may not be read, or is none.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ModelError: if the disk fails.
+    """
+    try:
+        with open_file(path) as file:
+            return is_zip_of(file, path)
+    except OSError as error:
+        check_system(error, path)
+        return False
+
+
+def is_zip_of(file: IO[bytes], path: Path) -> bool:
+    """Return whether an open file is a zip.
+
+    Args:
+        file: the file.
+        path: its path, for messages.
+
+    Raises:
+        ModelError: if the disk fails, which zipfile says of no zip.
+    """
+    watched = _Watched(file)
+    is_found = zipfile.is_zipfile(watched)
+    if watched.failure is not None:
+        check_system(watched.failure, path)
+    return is_found
+
+
+class _Watched:
+    """A file that zipfile looks at: it takes one that can't be read for no zip."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Own nothing: the file is the caller's."""
+        self._file = file
+        self.failure: OSError | None = None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to a byte."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Return where the file is read next."""
+        return self._file.tell()
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read, and note a failure."""
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def is_cut_off(archive: zipfile.ZipFile, path: Path) -> bool:

@@ -8,7 +8,9 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-__all__ = ["open_file"]
+from policy_server.errors import ModelError
+
+__all__ = ["check_system", "failure_of_system", "open_file"]
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -16,6 +18,47 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+# Of a disk, or of a system or share that is short of something: the file is there as before.
+_FAILURES = frozenset(
+    (
+        *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
+        *(errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO),
+    )
+)
+
+
+def failure_of_system(error: BaseException) -> OSError | None:
+    """Return the failure of the disk or the system behind an error; None for any other error.
+
+    Such a file may be read at the next try. So it is not as one that is missing or damaged, in
+    whose place another one may be taken.
+
+    Args:
+        error: the error, which may have been raised over others: zipfile says of a file that can't
+            be read that it is no zip.
+    """
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError) and at.errno in _FAILURES:
+            return at
+        at = at.__cause__ or at.__context__
+    return None
+
+
+def check_system(error: BaseException, path: Path) -> None:
+    """Refuse to go on as if a file were not there, or no policy, that a disk did not give.
+
+    Args:
+        error: the error of the reading.
+        path: the file or folder.
+
+    Raises:
+        ModelError: if the error is one of the disk or the system.
+    """
+    if failure := failure_of_system(error):
+        raise ModelError(
+            f"{path}: can't be read: {failure.strerror}; try again, or move it elsewhere"
+        ) from error
 
 
 def open_file(path: Path) -> BufferedReader:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
+from policy_server.files.regular import check_system
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
 from policy_server.formats.model_files import files_of_model, may_be_looked_at, named_folder
 from policy_server.formats.recognition import describe_file, describe_names
@@ -154,7 +155,8 @@ def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> P
         too, so that its fault is told when it is unpacked.
 
     Raises:
-        ModelError: if there is more than one candidate.
+        ModelError: if there is more than one candidate, or a disk fails to give a file that may be
+            one.
     """
     candidates = list(_candidates(settings, formats))
     first = settings.zip_path
@@ -313,10 +315,11 @@ def _unzipped(settings: Settings, formats: Sequence[Format]) -> Iterator[_Candid
 
 
 def _entries(folder: Path) -> list[Path]:
-    """Return a folder's visible files and folders by name; none where it can't be read."""
+    """Return a folder's visible files and folders by name; none where it may not be read."""
     try:
         visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError:
+    except OSError as error:
+        check_system(error, folder)
         return []
     return sorted(path for path in visible if may_be_looked_at(path))
 
@@ -324,7 +327,8 @@ def _entries(folder: Path) -> list[Path]:
 def _format_of_file(path: Path, settings: Settings, formats: Sequence[Format]) -> Format | None:
     try:
         return format_of_file(path, max_bytes=settings.max_unpacked_bytes, formats=formats)
-    except (ModelError, OSError):
+    except (ModelError, OSError) as error:
+        check_system(error, path)
         return None
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from policy_server.engine.network import NetworkPolicy
 from policy_server.errors import DistributionError, ModelError
+from policy_server.files.regular import check_system
 from policy_server.formats.keras import KerasFormat
 from policy_server.formats.model_files import files_of_model
 from policy_server.formats.onnx import OnnxFormat
@@ -176,12 +177,19 @@ def load_policy(
         The policy, ready to answer.
 
     Raises:
-        ModelError: if no format reads the files, or they can't give a policy.
+        ModelError: if no format reads the files, one can't be read, or they can't give a policy.
         SchemaError: if schema.yaml disagrees with the policy.
     """
     files = files_of_model(folder)
     if (form := format_of(files, formats)) is not None:
-        policy = form.load(files, schema, engine=engine)
+        try:
+            policy = form.load(files, schema, engine=engine)
+        except ModelError as error:
+            check_system(error, folder)
+            raise
+        except OSError as error:
+            check_system(error, folder)
+            raise ModelError(f"{folder}: can't be read: {error.strerror or error}") from error
         _refuse_wrong_shapes(policy, form)
         return policy
     marks = " and no ".join(form.mark for form in formats)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from policy_server.errors import ModelError
-from policy_server.files.regular import open_file
+from policy_server.files.regular import check_system, open_file
 
 __all__ = [
     "BESIDE_MARK",
@@ -178,15 +178,19 @@ def _line_of(digest: str, name: str) -> str:
 
 
 def head_of(path: Path) -> bytes:
-    """Return a file's first bytes, at most `HEAD_BYTES`; none where it can't be read.
+    """Return a file's first bytes, at most `HEAD_BYTES`; none where it may not be read.
 
     Args:
         path: the file.
+
+    Raises:
+        ModelError: if the disk fails.
     """
     try:
         with open_file(path) as file:
             return file.read(HEAD_BYTES)
-    except OSError:
+    except OSError as error:
+        check_system(error, path)
         return b""
 
 

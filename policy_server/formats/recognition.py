@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from policy_server.files.archives import is_bounded, is_cut_off
+from policy_server.files.archives import is_bounded, is_cut_off, is_zip
 from policy_server.files.regular import open_file
 from policy_server.formats.torch_files import (
     PROGRAM,
@@ -86,6 +86,9 @@ def describe_file(path: Path) -> str | None:
 
     Returns:
         The phrase, with a remedy where there is one; None for a file that can't be told.
+
+    Raises:
+        ModelError: if the disk fails to give what tells a zip.
     """
     try:
         with open_file(path) as file:
@@ -94,7 +97,7 @@ def describe_file(path: Path) -> str | None:
         return None
     if not head:
         return "an empty file"
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         return _describe_zip(path)
     for start, phrase in _HEADS.items():
         if head.startswith(start):

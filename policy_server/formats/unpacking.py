@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError, PolicyServerError
-from policy_server.files.archives import Archive, ArchiveLimits, open_archive
+from policy_server.files.archives import Archive, ArchiveLimits, is_zip, open_archive
 from policy_server.files.atomic import whole_folder
 from policy_server.files.locks import FileLock
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
@@ -249,7 +249,7 @@ class _Unpacking:
 
 @contextlib.contextmanager
 def _opened(zip_path: Path, max_bytes: int, formats: Sequence[Format]) -> Iterator[Archive]:
-    if not zipfile.is_zipfile(zip_path) and (seems := describe_file(zip_path)) is not None:
+    if not is_zip(zip_path) and (seems := describe_file(zip_path)) is not None:
         raise ModelError(f"{zip_path}: is {seems}; expected {expected_formats(formats)}")
     limits = ArchiveLimits(max_bytes, _limit(max_bytes))
     with open_archive(zip_path, limits) as archive:

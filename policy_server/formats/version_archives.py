@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import zipfile
 from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
-from policy_server.files.archives import ArchiveLimits, open_archive
+from policy_server.files.archives import ArchiveLimits, is_zip, open_archive
 from policy_server.formats.unpacking import choose_root, format_of_file
 from policy_server.settings import ENV_PREFIX, Settings
 
@@ -54,7 +53,7 @@ def _take_schema(archive: Path, own: Settings) -> None:
 
     Without it a version would be asked with its observations in the order of another's.
     """
-    if not zipfile.is_zipfile(archive):
+    if not is_zip(archive):
         return
     name = PurePosixPath(own.schema_path.name)
     with open_archive(archive, _limits(own)) as opened:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError, SchemaError
+from policy_server.files.archives import is_zip
 from policy_server.files.replacement import (
     as_model_errors,
     incoming_folder,
@@ -276,7 +276,7 @@ class _Fetcher:
             raise ModelError(message.replace(str(source), uri.public)) from error
         if file == new:
             return
-        if file == source and zipfile.is_zipfile(source):
+        if file == source and is_zip(source):
             source.replace(new)
         else:
             pack_model(models, new)

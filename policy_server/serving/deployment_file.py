@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from policy_server.errors import DeploymentChangedError, DeploymentError
 from policy_server.files.atomic import write_whole
 from policy_server.files.locks import FileLock
+from policy_server.files.regular import failure_of_system
 from policy_server.serving.deployment import DeployedVersion, Deployment
 
 __all__ = ["DeploymentFile"]
@@ -53,7 +54,14 @@ class DeploymentFile:
         self._is_changing = False
 
     def read(self, policy: str) -> Deployment | None:
-        """Return a policy's deployment; see `DeploymentStore.read`."""
+        """Return a policy's deployment; see `DeploymentStore.read`.
+
+        Args:
+            policy: the policy's name.
+
+        Raises:
+            DeploymentError: if the disk fails: without the file, other versions would be served.
+        """
         entry = self._entries().get(policy)
         if entry is None:
             return None
@@ -164,6 +172,11 @@ class DeploymentFile:
         except (OSError, ValueError) as error:
             if self._is_changing and isinstance(error, OSError):
                 raise
+            if failure := failure_of_system(error):
+                raise DeploymentError(
+                    f"{self._path}: can't be read: {failure.strerror}; try again, or look at the "
+                    "disk"
+                ) from error
             self._tell("", f"it can't be read: {error}")
             return {}
 

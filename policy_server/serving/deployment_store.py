@@ -19,6 +19,9 @@ class DeploymentStore(Protocol):
 
         Args:
             policy: the policy's name.
+
+        Raises:
+            DeploymentError: if that can't be told, so that another one must not be taken for it.
         """
 
     def named(self, policy: str) -> Sequence[DeployedVersion]:

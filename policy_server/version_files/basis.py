@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from policy_server.errors import ModelError
+from policy_server.files.regular import failure_of_system
 from policy_server.formats.finding import find_policy
 from policy_server.formats.model_files import digest_of_file, identify_model
 from policy_server.schema import PolicySection, SchemaFile
@@ -20,6 +21,9 @@ def basis_of(file: SchemaFile, settings: Settings) -> dict[str, str]:
     Args:
         file: the contents of schema.yaml.
         settings: the server's folder.
+
+    Raises:
+        ModelError: if a file can't be read.
     """
     return {section.name: _basis(section, settings) for section in file}
 
@@ -31,7 +35,9 @@ def _basis(section: PolicySection, settings: Settings) -> str:
     if models == [None]:
         try:
             found = find_policy(settings)
-        except ModelError:
+        except ModelError as error:
+            if failure_of_system(error):
+                raise
             found = None
         digests.append("" if found is None else _digest_of(found))
     text = f"{section.schema.policy_part()!r} {models} {shares} {digests}"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from policy_server.errors import ModelError
+from policy_server.files.archives import is_zip, is_zip_of
+from policy_server.files.regular import check_system
 from policy_server.formats.finding import (
     find_model,
     find_policy,
@@ -27,6 +32,7 @@ from tests.support.zips import FILES, zip_of
 
 BOTH: list[Format] = [*FORMATS, NotesFormat()]
 NOTES = {"weights.txt": b"0.5"}
+ONNX = ROOT / "tests" / "data" / "policies" / "onnx_sb3_doc_ppo_box" / "policy.onnx"
 PPO = ROOT / "tests" / "data" / "policies" / "sb3_ppo_vecnorm" / "policy.zip"
 
 
@@ -348,3 +354,38 @@ def test_path_without_a_policy_is_one_line(tmp_path: Path, name: str, says: str)
         prepare_policy(tmp_path / name, tmp_path / "left", Settings(home=tmp_path))
 
     assert caught.value.message.startswith(f"{tmp_path / name}: {says}")
+
+
+@pytest.mark.parametrize("name", ["policy.zip", "policy.onnx", "saved_model.zip"])
+def test_file_that_the_disk_does_not_give_is_told_and_no_other_policy_taken(
+    tmp_path: Path, name: str
+) -> None:
+    other = folder_of(tmp_path / "other", "policy.onnx")
+    shutil.copy(ONNX, other / "policy.onnx")
+    # Its first bytes can't be read: an error of the disk, by the system's own word.
+    (tmp_path / name).symlink_to("/proc/self/mem")
+
+    with pytest.raises(ModelError, match=rf"{name}: can't be read: Input/output error; try again"):
+        find_policy(Settings(home=tmp_path))
+
+
+def test_zip_that_the_disk_gives_in_part_is_no_damaged_one(tmp_path: Path) -> None:
+    error = zipfile.BadZipFile("File is not a zip file")
+    error.__context__ = OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(ModelError, match=r"policy\.zip: can't be read: Input/output error"):
+        check_system(error, tmp_path / "policy.zip")
+    check_system(zipfile.BadZipFile("File is not a zip file"), tmp_path / "policy.zip")
+    check_system(PermissionError(errno.EACCES, "Permission denied"), tmp_path / "policy.zip")
+
+
+def test_zip_of_which_a_read_fails_once_is_not_taken_for_no_zip(tmp_path: Path) -> None:
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, f"Input/output error of {size} bytes")
+
+    with pytest.raises(ModelError, match="can't be read: Input/output error"):
+        is_zip_of(Failing(PPO.read_bytes()), tmp_path / "policy.zip")
+    assert is_zip(PPO)
+    assert not is_zip(ONNX)
+    assert not is_zip(tmp_path)

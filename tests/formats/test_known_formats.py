@@ -17,6 +17,7 @@ from policy_server.policy import Policy
 from policy_server.schema import ServerSchema, parse_schema
 from policy_server.settings import Engine
 from tests.support.hand_built import V1Policy, answer, observations
+from tests.support.library_policies import unzipped
 
 IMPORTS = """
 import sys
@@ -92,6 +93,30 @@ def test_format_that_reads_the_files_is_asked_and_no_other(tmp_path: Path) -> No
 
     assert policy is stored
     assert other.asked == [(["sub/more.txt", "weights.txt"], schema, "numpy")]
+
+
+@pytest.mark.parametrize(
+    ("policy", "archive", "name"),
+    [
+        ("sb3_ppo_box", "policy.zip", "_stable_baselines3_version"),
+        ("sb3_ppo_box", "policy.zip", "data"),
+        ("keras_actor_softmax", "actor.keras", "metadata.json"),
+        ("keras_actor_softmax", "actor.keras", "config.json"),
+        ("keras_actor_softmax", "actor.keras", "model.weights.h5"),
+    ],
+)
+def test_file_that_the_disk_does_not_give_is_one_line(
+    policy: str, archive: str, name: str, tmp_path: Path
+) -> None:
+    folder = unzipped(policy, archive, tmp_path)
+    (folder / name).unlink()
+    # It opens, and its first bytes can't be read: an error of the disk.
+    (folder / name).symlink_to("/proc/self/mem")
+
+    with pytest.raises(ModelError, match="Input/output error") as refused:
+        load_policy(folder)
+
+    assert "\n" not in refused.value.message
 
 
 @pytest.mark.parametrize("name", ["absent", "empty", "below"])

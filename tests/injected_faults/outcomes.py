@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from tests.injected_faults.layer import Fault, Kind
+from tests.injected_faults.layer import CHANGES, Fault, Faults, Kind
 
-__all__ = ["COLUMNS", "CONNECTION_ENDED", "PROCESS_ENDED", "Outcome", "line_of"]
+__all__ = ["COLUMNS", "CONNECTION_ENDED", "PROCESS_ENDED", "Outcome", "Step", "line_of"]
 
 _GOOD = ("done all the same", "refused in one line")
 _BAD = ("half replaced", "not told in one line", "not mended by the next try")
@@ -44,6 +45,19 @@ class Outcome:
     def is_reached(self) -> bool:
         """Return whether the operation came at all."""
         return self.kind in _KINDS
+
+
+@dataclass(frozen=True)
+class Step:
+    """A server's step that is taken with one fault after the other.
+
+    Attributes:
+        outcomes: takes it in a folder, and yields the outcome of each fault.
+        kinds: the operations that come in it.
+    """
+
+    outcomes: Callable[[Path, Faults], Iterator[Outcome]]
+    kinds: Kind = CHANGES | Kind.READ | Kind.ALLOCATE
 
 
 def line_of(name: str, fails: str, outcomes: Iterable[Outcome]) -> str:

@@ -19,6 +19,7 @@ from policy_server.serving import DeployedVersion, Deployment
 from policy_server.serving.deployment_file import DeploymentFile
 from policy_server.settings import Settings
 from policy_server.version_files import VersionFiles
+from policy_server.version_files.basis import basis_of
 from tests.support.folders import EXPORTS
 from tests.support.library_policies import POLICIES
 
@@ -186,6 +187,36 @@ def test_start_that_cannot_use_its_deployment_keeps_the_uploads(
 
     assert used is None
     assert names_in(tmp_path) == {"v2"}
+
+
+def test_start_whose_disk_does_not_give_its_deployment_serves_no_other_one(
+    files: VersionFiles, tmp_path: Path
+) -> None:
+    version = uploaded(files, "v2")
+    basis = {"default": "today"}
+    kept = tmp_path / "versions.json"
+    DeploymentFile(tmp_path, basis).write("default", Deployment((version,), "v2", serial=1))
+    content = kept.read_bytes()
+    kept.unlink()
+    # It opens, and its first bytes can't be read: an error of the disk.
+    kept.symlink_to("/proc/self/mem")
+    store = DeploymentFile(tmp_path, basis)
+
+    with pytest.raises(DeploymentError, match=r"versions\.json: can't be read: Input/output error"):
+        store.read("default")
+    kept.unlink()
+    kept.write_bytes(content)
+
+    assert store.read("default") == Deployment((version,), "v2", serial=1)
+
+
+def test_basis_of_a_policy_that_the_disk_does_not_give_is_no_other_basis(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").write_text("observations: {speed: {type: float}}\n")
+    (tmp_path / "policy.zip").symlink_to("/proc/self/mem")
+    settings = Settings(home=tmp_path)
+
+    with pytest.raises(ModelError, match=r"policy\.zip: can't be read: Input/output error"):
+        basis_of(read_schema_file(tmp_path / "schema.yaml"), settings)
 
 
 @pytest.mark.parametrize(

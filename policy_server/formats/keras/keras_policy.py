@@ -82,7 +82,7 @@ def _version(metadata: Path | None) -> str:
     """Return the version of Keras that wrote the file."""
     try:
         document = json.loads(metadata.read_bytes()) if metadata is not None else {}
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         document = {}
     found = document.get("keras_version") if isinstance(document, dict) else None
     version = found[:20] if isinstance(found, str) else "3"
