@@ -24,9 +24,9 @@ _SECONDS_AN_HOUR = 3600
 _MILLION = 1e6
 # Ray begins and ends threads of its own as it likes, in replicas too.
 _RAYS, _RAYS_SHARE = ("Ray", "replica"), 0.02
-# Of gRPC in a process, on two cores: a pool begins with three threads, gets another when all are
-# busy, and keeps it. No process was seen with more than seven.
-_LARGEST_POOL = 8
+# Of gRPC in a process: a pool begins with three threads on two cores, and gets another one when all
+# are busy. gRPC keeps up to 16 of them, by the number of cores.
+_LARGEST_POOL = 16
 # Ray's own figures of itself come and go in the object store.
 _STORE_MB = 5.0
 
