@@ -12,7 +12,6 @@ from policy_server.formats.keras.activation_functions import activated
 from policy_server.formats.keras.model_config import Part
 from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.plain_layers import Arrays, Layer, shaped
-from policy_server.formats.keras.result_sizes import MOST_NUMBERS
 
 __all__ = ["CONVOLUTIONS"]
 
@@ -135,9 +134,6 @@ def _zero_padding(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arra
     flat = [number for pair in pairs for number in pair]
     if len(flat) != 2 * rank or any(not isinstance(n, int) or not 0 <= n < 4096 for n in flat):
         part.refuse(f"padding is {str(stated)[:40]}, expected two numbers an axis")
-    sizes = [size + sum(pair) for size, pair in zip(steps.shape(inputs[0]), pairs, strict=False)]
-    if np.prod(sizes, dtype=float) * steps.shape(inputs[0])[-1] > MOST_NUMBERS:
-        part.refuse("its result is too large")
     return _padded(steps, inputs[0], pairs)
 
 

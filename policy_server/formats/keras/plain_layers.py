@@ -138,11 +138,13 @@ def _permute(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -
 
 
 def _repeat_vector(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
-    times, (size,) = part.get("n", int), steps.shape(inputs[0])
-    if not 0 < times * size <= MOST_NUMBERS:
-        part.refuse(f"n is {times}, and its result would have {times * size} numbers")
+    times, shape = part.get("n", int), steps.shape(inputs[0])
+    if len(shape) != 1:
+        part.refuse(f"takes an input of the shape {shape}, expected a vector")
+    if times < 1:
+        part.refuse(f"n is {times}, expected 1 or more")
     return steps.add(
-        "Tile", steps.reshape(inputs[0], (1, size)), steps.keep(np.array([1, times, 1]))
+        "Tile", steps.reshape(inputs[0], (1, *shape)), steps.keep(np.array([1, times, 1]))
     )
 
 
