@@ -13,7 +13,13 @@ from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.errors import ModelError
 from policy_server.formats.keras.layer_calls import Model, Output
 from policy_server.formats.keras.model_config import SUBJECT, Part, read_config
-from policy_server.formats.keras.model_inputs import ModelInput, inputs_of, memory_of, ordered
+from policy_server.formats.keras.model_inputs import (
+    MOST_WIDE,
+    ModelInput,
+    inputs_of,
+    memory_of,
+    ordered,
+)
 from policy_server.formats.keras.model_parts import layers_below
 from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.stored_weights import Weights, read_weights
@@ -108,6 +114,11 @@ class _Loading:
         self._width = sum(item.width for item in self._observed)
         if self._width < 1:
             raise ModelError(f"{SUBJECT}: takes no observation")
+        if (width := self._width + self._memory.width) > MOST_WIDE:
+            raise ModelError(
+                f"{SUBJECT}: takes {width:,} numbers for an observation with its memory, expected "
+                f"at most {MOST_WIDE:,}"
+            )
         self._steps = Steps(self._width + self._memory.width, dtype)
         self._model = Model(self._steps, weights, self._states())
         self._outputs = self._run(inputs)

@@ -23,7 +23,7 @@ from policy_server.formats.keras.model_parts import (
 from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.normalization_layers import NORMALIZATIONS
 from policy_server.formats.keras.plain_layers import LAYERS
-from policy_server.formats.keras.recurrent_layers import RECURRENT, unrolled
+from policy_server.formats.keras.recurrent_layers import RECURRENT, units_of, unrolled
 from policy_server.formats.keras.stored_weights import Weights
 
 __all__ = ["Model", "Output"]
@@ -215,7 +215,7 @@ class Model:
         if len(self._steps.shape(x)) != 2:
             layer.refuse("expects a sequence of vectors")
         if states is None:
-            units, count = layer.get("units", int), RECURRENT[layer.kind][1]
+            units, count = units_of(layer), RECURRENT[layer.kind][1]
             states = [self._steps.numbers([[0.0] * units])] * count
         result, after = unrolled(self._steps, layer, x, states, self._weights.of(f"{path}/cell"))
         self.states[path] = after

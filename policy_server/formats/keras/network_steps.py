@@ -147,8 +147,21 @@ class Steps:
 
         Args:
             value: the constant.
+
+        Raises:
+            ModelError: if it holds NaN, or a number with too many digits.
         """
-        return self.builder.keep(np.asarray(value, self.dtype))
+        try:
+            # A number beyond the type's is infinity in Keras too.
+            with np.errstate(over="ignore"):
+                found = np.asarray(value, self.dtype)
+        except OverflowError:
+            self._refuse("a number of its settings has too many digits; save the model again")
+        if np.isnan(found).any():
+            self._refuse(
+                "its settings or weights hold NaN, or give it; save an earlier state of the policy"
+            )
+        return self.builder.keep(found)
 
     def with_constant(self, operation: str, x: int, value: ArrayLike) -> int:
         """Return the register of a step of a register and a constant number.

@@ -174,3 +174,13 @@ def test_convolutions_that_take_too_long_are_refused(
 ) -> None:
     with pytest.raises(ModelError, match=rf"'windows' \(Conv2D\): {words}"):
         load(image(tmp_path, sizes, kernel), ACTION)
+
+
+def test_inputs_that_are_too_wide_together_are_refused(tmp_path: Path) -> None:
+    second = called("InputLayer", "second", batch_shape=[None, 600_000], dtype="float32")
+    model = functional("model", [second, *activations(["a"])], ("a", 0))
+    model["config"]["layers"][0]["config"]["batch_shape"] = [None, 600_000]
+    model["config"]["input_layers"] = [["first", 0, 0], ["second", 0, 0]]
+
+    with pytest.raises(ModelError, match="takes 1,200,000 numbers for an observation with its mem"):
+        load(written(tmp_path, model), ACTION)
