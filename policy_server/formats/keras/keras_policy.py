@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -266,7 +267,7 @@ class _Loading:
             bool(shape),
             ending,
             known,
-            is_inner=self._is_inner(output),
+            is_inner=output.register in self._inner,
             rows=numbers,
         )
         if not is_normalized or whole.width == shape[-1]:
@@ -280,13 +281,14 @@ class _Loading:
             )
         return whole
 
-    def _is_inner(self, output: Output) -> bool:
-        """Return whether another output is computed from one, as from a layer of features."""
-        others = [other.register for other in self._outputs if other.register != output.register]
-        return any(
-            output.register in step.inputs
-            for register in others
-            for step in self._steps.builder.finish(register).steps
+    @functools.cached_property
+    def _inner(self) -> frozenset[int]:
+        """Return the registers that outputs are computed from, as from a layer of features."""
+        return frozenset(
+            register
+            for output in {output.register for output in self._outputs}
+            for step in self._steps.builder.finish(output).steps
+            for register in step.inputs
         )
 
     def _check_probabilities(self, meaning: Meaning, outputs: Sequence[Output]) -> None:

@@ -200,7 +200,9 @@ def part_of(entry: object) -> Part:
     if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
         raise ModelError(f"{SUBJECT}: expected layers with a class_name; save the model again")
     kind, module, config = (entry.get(key) for key in ("class_name", "module", "config"))
-    if not isinstance(module, str) or not _LIBRARY.fullmatch(module):
+    if not isinstance(module, str):
+        raise ModelError(f"{SUBJECT}: {kind} has no module; save the model again")
+    if not _LIBRARY.fullmatch(module):
         raise ModelError(
             f"{SUBJECT}: {kind} is a class of your own, whose code is not in the file; build "
             "the network of Keras's own layers, or export it to ONNX"

@@ -141,7 +141,7 @@ def _shaped(layer: Part, name: str, shape: Sequence[object], dtype: str, length:
     sizes = shape[1:]
     is_sequence = len(sizes) > 1 and sizes[0] is None
     known = [length, *sizes[1:]] if is_sequence else list(sizes)
-    if not all(isinstance(size, int) and size > 0 for size in known):
+    if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in known):
         layer.refuse(f"has the open shape {list(shape)}; give the sizes of an observation")
     found = ModelInput(name, tuple(int(str(size)) for size in known), dtype, is_sequence)
     if found.width > MOST_WIDE:

@@ -19,6 +19,7 @@ from policy_server.formats.keras.result_sizes import (
     MOST_IN_WINDOWS,
     MOST_MULTIPLICATIONS,
     MOST_NUMBERS,
+    MOST_STEPS,
     multiplications,
     numbers_in_windows,
     result_size,
@@ -58,6 +59,7 @@ class Steps:
         self.layer: Part | None = None
         self._numbers = 0
         self._multiplications = 0
+        self._count = 0
 
     def add(self, operation: str, *inputs: int, **attributes: Any) -> int:  # noqa: ANN401 -- by operation
         """Return the register of a step's result.
@@ -98,17 +100,19 @@ class Steps:
         """Refuse a step that takes too much memory or time, before it is tried."""
         size = result_size(operation, shapes, last, attributes) or 0
         windows = numbers_in_windows(operation, shapes, attributes)
+        self._count += 1
         self._multiplications += multiplications(operation, shapes, attributes)
         for found, most, what in (
             (size, MOST_NUMBERS, "its result has {:,} numbers"),
             (windows, MOST_IN_WINDOWS, "its windows have {:,} numbers"),
+            (self._count, MOST_STEPS, "up to it {:,} steps are computed"),
             (self._numbers + size, MOST_IN_ALL, "all results up to its own have {:,} numbers"),
             (self._multiplications, MOST_MULTIPLICATIONS, "up to it {:,} numbers are multiplied"),
         ):
             if found > most:
                 self._refuse(
                     f"{what.format(found)} for one observation, expected at most {most:,}; make "
-                    "its inputs smaller"
+                    "the model smaller"
                 )
 
     def _moved(

@@ -52,6 +52,8 @@ def shaped(part: Part, arrays: Arrays, *shapes: tuple[int | None, ...]) -> Array
 def _dense(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
     x = steps.number(inputs[0])
     part.expect("quantization_config", None)
+    if not steps.shape(x):
+        part.refuse("takes a single number, expected a vector")
     *rest, width = steps.shape(x)
     units = part.count("units")
     if part.settings.get("lora_rank"):

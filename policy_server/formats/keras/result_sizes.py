@@ -14,6 +14,7 @@ __all__ = [
     "MOST_IN_WINDOWS",
     "MOST_MULTIPLICATIONS",
     "MOST_NUMBERS",
+    "MOST_STEPS",
     "multiplications",
     "numbers_in_windows",
     "result_size",
@@ -27,6 +28,8 @@ MOST_IN_ALL = 8_000_000
 All are kept while the network is built, for 82 observations. The residual network of IMPALA takes
 3.2 million for images of 84 by 84 pixels.
 """
+MOST_STEPS = 100_000
+"""The most steps: an LSTM has 22 for each step of time, and a pooling three for each place."""
 MOST_IN_WINDOWS = 50_000_000
 """The most numbers of all windows of a convolution together for one observation."""
 MOST_MULTIPLICATIONS = 10_000_000_000
