@@ -142,6 +142,7 @@ class NetworkBuilder:
         rows = tuple(generator.normal(size=(size, width)) for size in self._sizes)
         self._trials = [_Trial(rows, of_observations(width)[: len(rows[self._followed])])]
         self._constants: dict[int, Array] = {}
+        self._positions: dict[int, tuple[Array, ...]] = {}
         self._steps: list[Step] = []
         self.in_convolutions = 0
         self.unserved: str | None = None
@@ -327,7 +328,7 @@ class NetworkBuilder:
             is_whole = self._is_whole(operation, trials, values[0])
             if operation not in _MOVES or (operation == "Pack" and len(inputs) > 1):
                 return _Trial(values, depends_on, is_whole, is_fixed)
-            positions = trials[0].order or tuple(map(_positions, trials[0].values))
+            positions = trials[0].order or self._positions_of(inputs[0])
             order = tuple(
                 np.asarray(function(*arguments, **named))
                 for arguments in zip(
@@ -337,12 +338,19 @@ class NetworkBuilder:
         origin = inputs[0] if trials[0].origin is None else trials[0].origin
         return _Trial(values, depends_on, is_whole, is_fixed, origin, order)
 
+    def _positions_of(self, register: int) -> tuple[Array, ...]:
+        """Return the place of each of a register's numbers, made once for all that move them."""
+        if register not in self._positions:
+            values = self._trials[register].values
+            self._positions[register] = tuple(map(_positions, values))
+        return self._positions[register]
+
     def _known(self, operation: str, inputs: Sequence[int], trial: _Trial) -> int | None:
         """Return a register that already holds a step's result."""
-        if trial.origin is not None:
-            positions = map(_positions, self._trials[trial.origin].values)
-            if all(map(_is_same, trial.order, positions)):
-                return trial.origin
+        if trial.origin is not None and all(
+            map(_is_same, trial.order, self._positions_of(trial.origin))
+        ):
+            return trial.origin
         if operation in _SELECTIONS:
             return self._selected(inputs, trial)
         if operation in _SUMS:
@@ -423,7 +431,7 @@ def _are_far_from_zero(value: Array) -> bool:
 
 
 def _positions(value: Array) -> Array:
-    return np.arange(value.size).reshape(value.shape)
+    return np.arange(value.size, dtype=np.min_scalar_type(value.size)).reshape(value.shape)
 
 
 def _is_same(a: Array, b: Array) -> bool:

@@ -77,7 +77,7 @@ class Arguments:
         """
         value = self.values[index] if index < len(self.values) else None
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if value is not None and is_number else None
+        return value if is_number else None
 
     def axes(self, x: int) -> tuple[int, ...]:
         """Return the axes of a row that a sum and the like goes over, from 0.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,6 @@ from policy_server.formats.keras.activation_functions import activated
 from policy_server.formats.keras.model_config import Part
 from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.plain_layers import Arrays, Layer, shaped
-from policy_server.formats.keras.result_sizes import MOST_NUMBERS
 
 __all__ = ["CONVOLUTIONS"]
 
@@ -22,13 +22,13 @@ _MOST_IN_WINDOW = 128
 def _convolution(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
     """Convolve an image, or a sequence as an image of one column."""
     rank = 1 if part.kind == "Conv1D" else 2
-    x = steps.number(inputs[0])
+    x = steps.number(_with_axes(steps, part, inputs[0], rank))
     part.expect("data_format", "channels_last")
     part.expect("groups", 1)
     part.expect("dilation_rate", *_ones(rank))
     window, strides = part.integers("kernel_size", rank), part.integers("strides", rank)
     *sizes, channels = steps.shape(x)
-    filters = part.get("filters", int)
+    filters = part.count("filters")
     has_bias = part.get("use_bias", bool, default=True)
     shapes = [(*window, channels, filters), (filters,)][: 1 + has_bias]
     kernel, *bias = shaped(part, arrays, *shapes)
@@ -57,12 +57,12 @@ def _convolution(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays
 def _pooled(kind: str, rank: int) -> Layer:
     def pool(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
         """Take the largest number or the mean of each window, by one slice for each place in it."""
-        x = steps.number(inputs[0])
+        x = steps.number(_with_axes(steps, part, inputs[0], rank))
         part.expect("data_format", "channels_last")
         window = part.integers("pool_size", rank)
         has_strides = part.settings.get("strides") is not None
         strides = part.integers("strides", rank) if has_strides else window
-        if min((*window, *strides)) < 1 or int(np.prod(window)) > _MOST_IN_WINDOW:
+        if min((*window, *strides)) < 1 or math.prod(window) > _MOST_IN_WINDOW:
             part.refuse(f"pools windows of {window}, expected 1 to {_MOST_IN_WINDOW} places")
         sizes = steps.shape(x)[:rank]
         count = np.ones((*sizes, 1))
@@ -95,6 +95,14 @@ def _pooled(kind: str, rank: int) -> Layer:
     return pool
 
 
+def _with_axes(steps: Steps, part: Part, x: int, rank: int) -> int:
+    """Return a register that has a number of axes and channels; refuse any other."""
+    if len(shape := steps.shape(x)) != rank + 1:
+        axes = "an image's height and width" if rank == 2 else "a sequence's length"
+        part.refuse(f"takes an input of the shape {shape}, expected {axes}, and its channels")
+    return x
+
+
 def _strided(
     steps: Steps, x: int, place: Sequence[int], sizes: Sequence[int], strides: Sequence[int]
 ) -> int:
@@ -114,11 +122,11 @@ def _padded(steps: Steps, x: int, around: Sequence[tuple[int, int]]) -> int:
     return steps.add("Pad", x, steps.keep(np.array(pairs)))
 
 
-def _global(operation: str) -> Layer:
+def _global(operation: str, rank: int) -> Layer:
     def reduce(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
         part.expect("data_format", "channels_last")
-        x = steps.number(inputs[0])
-        axes = tuple(range(len(steps.shape(x)) - 1))
+        x = steps.number(_with_axes(steps, part, inputs[0], rank))
+        axes = tuple(range(rank))
         return steps.reduced(operation, x, axes, keeps=part.get("keepdims", bool, default=False))
 
     return reduce
@@ -127,7 +135,8 @@ def _global(operation: str) -> Layer:
 def _zero_padding(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
     stated = part.settings.get("padding", 1)
     part.expect("data_format", "channels_last", None)
-    rank = len(steps.shape(inputs[0])) - 1
+    rank = 1 if part.kind == "ZeroPadding1D" else 2
+    _with_axes(steps, part, inputs[0], rank)
     sides = stated if isinstance(stated, list) else [stated] * rank
     if rank == 1 and len(sides) == 2:
         sides = [sides]
@@ -135,9 +144,6 @@ def _zero_padding(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arra
     flat = [number for pair in pairs for number in pair]
     if len(flat) != 2 * rank or any(not isinstance(n, int) or not 0 <= n < 4096 for n in flat):
         part.refuse(f"padding is {str(stated)[:40]}, expected two numbers an axis")
-    sizes = [size + sum(pair) for size, pair in zip(steps.shape(inputs[0]), pairs, strict=False)]
-    if np.prod(sizes, dtype=float) * steps.shape(inputs[0])[-1] > MOST_NUMBERS:
-        part.refuse("its result is too large")
     return _padded(steps, inputs[0], pairs)
 
 
@@ -150,10 +156,10 @@ CONVOLUTIONS: Mapping[str, Layer] = {
     "AveragePooling2D": _pooled("AddV2", 2),
     "Conv1D": _convolution,
     "Conv2D": _convolution,
-    "GlobalAveragePooling1D": _global("Mean"),
-    "GlobalAveragePooling2D": _global("Mean"),
-    "GlobalMaxPooling1D": _global("Max"),
-    "GlobalMaxPooling2D": _global("Max"),
+    "GlobalAveragePooling1D": _global("Mean", 1),
+    "GlobalAveragePooling2D": _global("Mean", 2),
+    "GlobalMaxPooling1D": _global("Max", 1),
+    "GlobalMaxPooling2D": _global("Max", 2),
     "MaxPooling1D": _pooled("Maximum", 1),
     "MaxPooling2D": _pooled("Maximum", 2),
     "ZeroPadding1D": _zero_padding,

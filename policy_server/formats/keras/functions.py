@@ -90,10 +90,10 @@ def _argmax(call: Arguments) -> int:
 
 
 def _one_hot(call: Arguments) -> int:
-    steps, depth = call.steps, call.part.get("num_classes", int)
+    steps, depth = call.steps, call.part.count("num_classes")
     call.part.expect("axis", -1)
     x = call.result()
-    if not 0 < depth * steps.size(x) <= MOST_NUMBERS:
+    if depth * steps.size(x) > MOST_NUMBERS:
         call.part.refuse(f"num_classes is {depth}, expected fewer")
     indices = steps.add("Cast", x, dtype="int32")
     on, off = steps.numbers(1), steps.numbers(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,13 @@ from policy_server.engine.network import CompiledPolicy, NetworkPolicy
 from policy_server.errors import ModelError
 from policy_server.formats.keras.layer_calls import Model, Output
 from policy_server.formats.keras.model_config import SUBJECT, Part, read_config
-from policy_server.formats.keras.model_inputs import ModelInput, inputs_of, memory_of, ordered
+from policy_server.formats.keras.model_inputs import (
+    MOST_WIDE,
+    ModelInput,
+    inputs_of,
+    memory_of,
+    ordered,
+)
 from policy_server.formats.keras.model_parts import layers_below
 from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.stored_weights import Weights, read_weights
@@ -108,6 +115,11 @@ class _Loading:
         self._width = sum(item.width for item in self._observed)
         if self._width < 1:
             raise ModelError(f"{SUBJECT}: takes no observation")
+        if (width := self._width + self._memory.width) > MOST_WIDE:
+            raise ModelError(
+                f"{SUBJECT}: takes {width:,} numbers for an observation with its memory, expected "
+                f"at most {MOST_WIDE:,}"
+            )
         self._steps = Steps(self._width + self._memory.width, dtype)
         self._model = Model(self._steps, weights, self._states())
         self._outputs = self._run(inputs)
@@ -255,7 +267,7 @@ class _Loading:
             bool(shape),
             ending,
             known,
-            is_inner=self._is_inner(output),
+            is_inner=output.register in self._inner,
             rows=numbers,
         )
         if not is_normalized or whole.width == shape[-1]:
@@ -269,13 +281,14 @@ class _Loading:
             )
         return whole
 
-    def _is_inner(self, output: Output) -> bool:
-        """Return whether another output is computed from one, as from a layer of features."""
-        others = [other.register for other in self._outputs if other.register != output.register]
-        return any(
-            output.register in step.inputs
-            for register in others
-            for step in self._steps.builder.finish(register).steps
+    @functools.cached_property
+    def _inner(self) -> frozenset[int]:
+        """Return the registers that outputs are computed from, as from a layer of features."""
+        return frozenset(
+            register
+            for output in {output.register for output in self._outputs}
+            for step in self._steps.builder.finish(output).steps
+            for register in step.inputs
         )
 
     def _check_probabilities(self, meaning: Meaning, outputs: Sequence[Output]) -> None:

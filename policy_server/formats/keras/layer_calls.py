@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from policy_server.errors import ModelError
 from policy_server.formats.keras.call_arguments import Arguments, Result
 from policy_server.formats.keras.convolution_layers import CONVOLUTIONS
 from policy_server.formats.keras.functions import FUNCTIONS
-from policy_server.formats.keras.model_config import Part
+from policy_server.formats.keras.model_config import SUBJECT, Part
 from policy_server.formats.keras.model_parts import (
     INPUT,
     History,
@@ -21,13 +23,32 @@ from policy_server.formats.keras.model_parts import (
 from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.normalization_layers import NORMALIZATIONS
 from policy_server.formats.keras.plain_layers import LAYERS
-from policy_server.formats.keras.recurrent_layers import RECURRENT, unrolled
+from policy_server.formats.keras.recurrent_layers import RECURRENT, units_of, unrolled
 from policy_server.formats.keras.stored_weights import Weights
 
 __all__ = ["Model", "Output"]
 
 _MOST_CALLS = 5_000
 _KNOWN = {**LAYERS, **CONVOLUTIONS, **NORMALIZATIONS}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer in a Functional model.
+
+    Attributes:
+        path: the path of the layer's weights.
+        layer: the layer.
+        number: which of its calls it is, from 0.
+        arguments: as config.json states them.
+        needs: the results among these.
+    """
+
+    path: str
+    layer: Part
+    number: int
+    arguments: object
+    needs: Set[History]
 
 
 @dataclass(frozen=True)
@@ -64,6 +85,7 @@ class Model:
         self._steps = steps
         self._weights = weights
         self._memory = memory
+        self._calls = 0
         self.states: dict[str, Sequence[int]] = {}
 
     def run(self, part: Part, inputs: Sequence[int], path: str = "") -> list[Output]:
@@ -75,11 +97,22 @@ class Model:
             path: the model's own path; empty for the whole model.
 
         Raises:
-            ModelError: if it holds a layer that is not computed, or is no model of layers.
+            ModelError: if it holds a layer that is not computed, is no model of layers, or calls
+                too many.
         """
         layers = children(part, path)
+        self._count(layers)
         run = self._sequence if part.kind == "Sequential" else self._graph
         return run(part, layers, inputs)
+
+    def _count(self, layers: Sequence[tuple[str, Part]]) -> None:
+        """Count a model's calls: those of a model that is called again too."""
+        self._calls += sum(max(len(layer.calls), 1) for _, layer in layers)
+        if self._calls > _MOST_CALLS:
+            raise ModelError(
+                f"{SUBJECT}: has {self._calls:,} calls of layers or more, counted through the "
+                f"models in it, expected at most {_MOST_CALLS:,}; build it of fewer"
+            )
 
     def _sequence(
         self, part: Part, layers: Sequence[tuple[str, Part]], inputs: Sequence[int]
@@ -100,21 +133,12 @@ class Model:
         if len(stated) != len(inputs):
             part.refuse(f"takes {len(stated)} inputs, got {len(inputs)}")
         known: dict[History, int] = dict(zip(stated, inputs, strict=True))
-        waiting = [
-            (path, layer, number, call)
-            for path, layer in layers
-            for number, call in enumerate(layer.calls)
-        ]
-        if len(waiting) > _MOST_CALLS:
-            part.refuse(f"has {len(waiting)} calls of layers, expected at most {_MOST_CALLS}")
-        while waiting:
-            ready = [item for item in waiting if all(key in known for key in _needs(item[3]))]
-            if not ready:
-                waiting[0][1].refuse("needs a result that no layer gives; save the model again")
-            for path, layer, number, call in ready:
-                results = self._called(path, layer, call, known)
-                known |= {(layer.name, number, at): one for at, one in enumerate(results)}
-            waiting = [item for item in waiting if (item[1].name, item[2], 0) not in known]
+        for call in _in_order(part, layers):
+            layer = call.layer
+            if not call.needs <= known.keys():
+                layer.refuse("needs a result that no layer gives; save the model again")
+            results = self._called(call.path, layer, call.arguments, known)
+            known |= {(layer.name, call.number, at): one for at, one in enumerate(results)}
         paths = {layer.name: path for path, layer in layers}
         outputs = []
         for name, key in histories(part.settings.get("output_layers")):
@@ -191,11 +215,29 @@ class Model:
         if len(self._steps.shape(x)) != 2:
             layer.refuse("expects a sequence of vectors")
         if states is None:
-            units, count = layer.get("units", int), RECURRENT[layer.kind][1]
+            units, count = units_of(layer), RECURRENT[layer.kind][1]
             states = [self._steps.numbers([[0.0] * units])] * count
         result, after = unrolled(self._steps, layer, x, states, self._weights.of(f"{path}/cell"))
         self.states[path] = after
         return [result, *after]
+
+
+def _in_order(part: Part, layers: Sequence[tuple[str, Part]]) -> Iterator[_Call]:
+    """Yield the calls of a model's layers, each behind those whose results it needs."""
+    calls: dict[History, _Call] = {}
+    sorter: TopologicalSorter[History] = TopologicalSorter()
+    for path, layer in layers:
+        for number, arguments in enumerate(layer.calls):
+            if (key := (layer.name, number)) in calls:
+                layer.refuse("is there twice; save the model again")
+            # A dictionary, since a set has another order in each process, and so had the steps.
+            needs = dict.fromkeys(_needs(arguments))
+            calls[key] = _Call(path, layer, number, arguments, needs.keys())
+            sorter.add(key, *(name[:2] for name in needs))
+    try:
+        yield from (calls[key] for key in [*sorter.static_order()] if key in calls)
+    except CycleError:
+        part.refuse("has a layer that needs its own result; save the model again")
 
 
 def _refuse_layer(part: Part) -> None:

@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
 
@@ -18,6 +21,8 @@ NO = (False, None)
 """The usual values of a setting that turns something on."""
 _MOST_BYTES = 16 * 1024 * 1024
 _LIBRARY = re.compile(r"keras(\.\w+)*")
+# Sizes and the like are far below; NumPy has none beyond it.
+_MOST = 2**31
 _KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a word"}
 
 
@@ -64,24 +69,65 @@ class Part:
             return default
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         is_right = is_number if kind is float else isinstance(value, kind)
-        if not is_right or (kind is int and isinstance(value, bool)):
-            self.refuse(f"{key} is {str(value)[:40]!r}, expected {_KINDS[kind]}")
+        if not is_right or (kind is int and not _is_integer(value)):
+            self.refuse(f"{key} is {_shown(value)}, expected {_KINDS[kind]}")
+        if kind is float:
+            try:
+                return float(value)
+            except OverflowError:
+                self.refuse(f"{key} is {_shown(value)}, expected a smaller number")
         return value
 
-    def integers(self, key: str, count: int | None = None) -> tuple[int, ...]:
+    def count(self, key: str) -> int:
+        """Return a setting that is a number of things, such as a layer's units.
+
+        Args:
+            key: its name.
+
+        Raises:
+            ModelError: if it is missing, or no integer of 1 or more.
+        """
+        value = self.settings.get(key)
+        if not _is_integer(value) or value < 1:
+            self.refuse(f"{key} is {_shown(value)}, expected an integer of 1 or more")
+        return int(value)
+
+    def numbers(self, key: str, default: object = None) -> NDArray[np.float64]:
+        """Return a setting that is a number, or numbers in lists.
+
+        Args:
+            key: its name.
+            default: the value where the file has none.
+
+        Raises:
+            ModelError: if it is none, or its lists have different lengths.
+        """
+        value = self.settings.get(key, default)
+        try:
+            found = np.asarray(value)
+        except ValueError:
+            found = np.asarray(None)
+        if found.dtype.kind not in "fiu":
+            self.refuse(f"{key} is {_shown(value)}, expected numbers")
+        return found.astype(np.float64)
+
+    def integers(
+        self, key: str, count: int | None = None, *, default: int | None = None
+    ) -> tuple[int, ...]:
         """Return a setting that is one integer, or several.
 
         Args:
             key: its name.
             count: how many it has to be, where one stands for all; None for any number.
+            default: the value where the file has none; None where it has to have one.
 
         Raises:
             ModelError: if it is none.
         """
-        value = self.settings.get(key)
+        value = self.settings.get(key, default)
         values = value if isinstance(value, list) else [value] * (count or 1)
-        if any(not isinstance(item, int) or isinstance(item, bool) for item in values):
-            self.refuse(f"{key} is {str(value)[:40]!r}, expected integers")
+        if not all(map(_is_integer, values)):
+            self.refuse(f"{key} is {_shown(value)}, expected integers")
         if count is not None and len(values) != count:
             self.refuse(f"{key} has {len(values)} numbers, expected {count}")
         return tuple(values)
@@ -98,7 +144,7 @@ class Part:
         """
         value = self.settings.get(key, usual[0])
         if value not in usual:
-            self.refuse(f"{key} is {str(value)[:40]!r}, which is not computed")
+            self.refuse(f"{key} is {_shown(value)}, which is not computed")
 
     def refuse(self, words: str) -> NoReturn:
         """Refuse the file because of this part.
@@ -112,6 +158,16 @@ class Part:
         named = "" if self.name == self.kind else f" {self.name!r}"
         what = "operation" if self.is_operation else "layer"
         raise ModelError(f"{SUBJECT}: the {what}{named} ({self.kind}): {words}")
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and -_MOST < value < _MOST
+
+
+def _shown(value: object) -> str:
+    """Return a value for messages, which may be an integer of thousands of digits."""
+    is_long = isinstance(value, int) and not -_MOST < value < _MOST
+    return "an integer beyond 2^31" if is_long else repr(str(value)[:40])
 
 
 def read_config(path: Path) -> Part:
@@ -144,7 +200,9 @@ def part_of(entry: object) -> Part:
     if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
         raise ModelError(f"{SUBJECT}: expected layers with a class_name; save the model again")
     kind, module, config = (entry.get(key) for key in ("class_name", "module", "config"))
-    if not isinstance(module, str) or not _LIBRARY.fullmatch(module):
+    if not isinstance(module, str):
+        raise ModelError(f"{SUBJECT}: {kind} has no module; save the model again")
+    if not _LIBRARY.fullmatch(module):
         raise ModelError(
             f"{SUBJECT}: {kind} is a class of your own, whose code is not in the file; build "
             "the network of Keras's own layers, or export it to ONNX"

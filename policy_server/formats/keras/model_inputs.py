@@ -21,9 +21,11 @@ from policy_server.formats.keras.recurrent_layers import RECURRENT, state_sizes
 from policy_server.policy import StateTensor
 from policy_server.schema import ServerSchema
 
-__all__ = ["Memory", "ModelInput", "inputs_of", "memory_of", "ordered"]
+__all__ = ["MOST_WIDE", "Memory", "ModelInput", "inputs_of", "memory_of", "ordered"]
 
-_MOST_WIDE = 1_000_000
+MOST_WIDE = 1_000_000
+"""The most numbers that an observation and its memory may have."""
+
 _DTYPES = ("bool", "float32", "float64", "int32", "int64", "uint8")
 
 
@@ -139,11 +141,11 @@ def _shaped(layer: Part, name: str, shape: Sequence[object], dtype: str, length:
     sizes = shape[1:]
     is_sequence = len(sizes) > 1 and sizes[0] is None
     known = [length, *sizes[1:]] if is_sequence else list(sizes)
-    if not all(isinstance(size, int) and size > 0 for size in known):
+    if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in known):
         layer.refuse(f"has the open shape {list(shape)}; give the sizes of an observation")
     found = ModelInput(name, tuple(int(str(size)) for size in known), dtype, is_sequence)
-    if found.width > _MOST_WIDE:
-        layer.refuse(f"is {found.width} numbers wide, expected at most {_MOST_WIDE}")
+    if found.width > MOST_WIDE:
+        layer.refuse(f"is {found.width} numbers wide, expected at most {MOST_WIDE}")
     return found
 
 

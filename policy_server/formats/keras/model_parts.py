@@ -42,11 +42,13 @@ def children(part: Part, path: str = "") -> list[tuple[str, Part]]:
     Source: Keras `saving_lib`, which numbers the layers of a class in their order.
     """
     entries = part.settings.get("layers")
-    if not is_model(part) or not isinstance(entries, list):
+    if not is_model(part):
         raise ModelError(
             f"{SUBJECT}: {part.kind} is no Sequential or Functional model of layers, whose "
             "network the file would hold; build it of layers, or export it to ONNX"
         )
+    if not isinstance(entries, list):
+        part.refuse("its layers are no list; save the model again")
     found: list[tuple[str, Part]] = []
     counts: Counter[str] = Counter()
     for entry in entries:

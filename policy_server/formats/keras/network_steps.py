@@ -7,14 +7,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from policy_server.engine.building import NetworkBuilder
 from policy_server.engine.network import FAILURES
 from policy_server.engine.operations import OPERATIONS
 from policy_server.errors import ModelError
 from policy_server.formats.keras.model_config import SUBJECT, Part
-from policy_server.formats.keras.result_sizes import MOST_NUMBERS, result_size
+from policy_server.formats.keras.result_sizes import (
+    MOST_IN_ALL,
+    MOST_IN_WINDOWS,
+    MOST_MULTIPLICATIONS,
+    MOST_NUMBERS,
+    MOST_STEPS,
+    multiplications,
+    numbers_in_windows,
+    result_size,
+)
 from policy_server.formats.output_meaning import Ending
 from policy_server.formats.scaled_actions import TENSORFLOW_CHANGES, Bounds
 
@@ -48,6 +57,9 @@ class Steps:
         self.endings: dict[int, tuple[Ending, int]] = {}
         self.bounds: dict[int, Bounds] = {}
         self.layer: Part | None = None
+        self._numbers = 0
+        self._multiplications = 0
+        self._count = 0
 
     def add(self, operation: str, *inputs: int, **attributes: Any) -> int:  # noqa: ANN401 -- by operation
         """Return the register of a step's result.
@@ -61,13 +73,7 @@ class Steps:
             ModelError: if the inputs don't fit each other, or the result is too large.
         """
         shapes = [self.builder.shapes(x)[0] for x in inputs]
-        last = self.builder.constant(inputs[-1])
-        size = result_size(operation, shapes, last, attributes)
-        if size is not None and size > MOST_NUMBERS:
-            self._refuse(
-                f"its result has {size:,} numbers for one observation, expected at most "
-                f"{MOST_NUMBERS:,}; make its inputs smaller"
-            )
+        self._check_cost(operation, shapes, self.builder.constant(inputs[-1]), attributes)
         try:
             result = self.builder.add(operation, inputs, tuple(attributes.items()))
         except FAILURES as error:
@@ -77,9 +83,37 @@ class Steps:
             ) from error
         except MemoryError:
             self._refuse("its result takes more memory than there is; make its inputs smaller")
+        if result > max(inputs):
+            # It is no register that holds the same already.
+            self._numbers += self.size(result)
         if operation in _MOVES and not self.bounds.keys().isdisjoint(inputs):
             self.bounds[result] = self._moved(operation, inputs, attributes)
         return result
+
+    def _check_cost(
+        self,
+        operation: str,
+        shapes: Sequence[tuple[int, ...]],
+        last: NDArray[Any] | None,
+        attributes: Mapping[str, Any],
+    ) -> None:
+        """Refuse a step that takes too much memory or time, before it is tried."""
+        size = result_size(operation, shapes, last, attributes) or 0
+        windows = numbers_in_windows(operation, shapes, attributes)
+        self._count += 1
+        self._multiplications += multiplications(operation, shapes, attributes)
+        for found, most, what in (
+            (size, MOST_NUMBERS, "its result has {:,} numbers"),
+            (windows, MOST_IN_WINDOWS, "its windows have {:,} numbers"),
+            (self._count, MOST_STEPS, "up to it {:,} steps are computed"),
+            (self._numbers + size, MOST_IN_ALL, "all results up to its own have {:,} numbers"),
+            (self._multiplications, MOST_MULTIPLICATIONS, "up to it {:,} numbers are multiplied"),
+        ):
+            if found > most:
+                self._refuse(
+                    f"{what.format(found)} for one observation, expected at most {most:,}; make "
+                    "the model smaller"
+                )
 
     def _moved(
         self, operation: str, inputs: Sequence[int], attributes: Mapping[str, Any]
@@ -117,8 +151,21 @@ class Steps:
 
         Args:
             value: the constant.
+
+        Raises:
+            ModelError: if it holds NaN, or a number with too many digits.
         """
-        return self.builder.keep(np.asarray(value, self.dtype))
+        try:
+            # A number beyond the type's is infinity in Keras too.
+            with np.errstate(over="ignore"):
+                found = np.asarray(value, self.dtype)
+        except OverflowError:
+            self._refuse("a number of its settings has too many digits; save the model again")
+        if np.isnan(found).any():
+            self._refuse(
+                "its settings or weights hold NaN, or give it; save an earlier state of the policy"
+            )
+        return self.builder.keep(found)
 
     def with_constant(self, operation: str, x: int, value: ArrayLike) -> int:
         """Return the register of a step of a register and a constant number.

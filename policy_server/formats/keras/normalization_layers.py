@@ -20,21 +20,25 @@ def _normalization(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arra
     Source: Keras `Normalization`, which divides by max(sqrt(variance), 1e-7).
     """
     x = steps.number(inputs[0])
-    stated = [part.settings.get(key) for key in ("mean", "variance")]
-    if stated[0] is None:
+    if part.settings.get("mean") is None:
         if len(arrays) != 3:
             part.refuse("has no statistics; call its adapt on observations before it is saved")
         mean, variance = (np.asarray(array, np.float64) for array in arrays[:2])
     else:
-        mean, variance = (np.asarray(value, np.float64) for value in stated)
-    axes = part.settings.get("axis", -1)
-    kept = [] if axes is None else axes if isinstance(axes, list) else [axes]
+        mean, variance = part.numbers("mean"), part.numbers("variance")
+    has_axes = part.settings.get("axis", -1) is not None
+    kept = part.integers("axis", default=-1) if has_axes else ()
     places = [steps.axis(x, axis) for axis in kept]
     sizes = [size if at in places else 1 for at, size in enumerate(steps.shape(x))]
     if mean.size != math.prod(sizes) or variance.size != mean.size:
         if mean.size != 1 or variance.size != 1:
-            part.refuse(f"has statistics of {mean.size} numbers, expected {math.prod(sizes)}")
+            part.refuse(
+                f"has a mean of {mean.size} and a variance of {variance.size} numbers, expected "
+                f"{math.prod(sizes)} of each"
+            )
         sizes = [1] * len(sizes)
+    if (variance < 0).any():
+        part.refuse("has a variance below 0; save an earlier state of the policy")
     mean, deviation = mean.reshape(sizes), np.sqrt(variance.reshape(sizes).astype(steps.dtype))
     deviation = np.maximum(deviation, 1e-7)
     if part.get("invert", bool, default=False):
@@ -55,6 +59,8 @@ def _batch_normalization(steps: Steps, part: Part, inputs: Sequence[int], arrays
     gamma = found.pop(0) if flags[0] else np.ones(size)
     beta = found.pop(0) if flags[1] else np.zeros(size)
     mean, variance = (np.asarray(array, np.float64) for array in found)
+    if (variance < 0).any():
+        part.refuse("has a moving variance below 0; save an earlier state of the policy")
     factor = gamma / np.sqrt(variance + part.get("epsilon", float, 1e-3))
     form = [-1 if at == place else 1 for at in range(len(steps.shape(x)))]
     x = steps.with_constant("Sub", x, mean.reshape(form))

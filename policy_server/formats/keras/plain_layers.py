@@ -52,8 +52,10 @@ def shaped(part: Part, arrays: Arrays, *shapes: tuple[int | None, ...]) -> Array
 def _dense(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
     x = steps.number(inputs[0])
     part.expect("quantization_config", None)
+    if not steps.shape(x):
+        part.refuse("takes a single number, expected a vector")
     *rest, width = steps.shape(x)
-    units = part.get("units", int)
+    units = part.count("units")
     if part.settings.get("lora_rank"):
         part.refuse("was trained with lora_rank; merge the weights and save the model again")
     has_bias = part.get("use_bias", bool, default=True)
@@ -101,11 +103,9 @@ def _prelu(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> i
 
 def _rescaling(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
     x = steps.number(inputs[0])
-    scale, offset = part.settings.get("scale", 1.0), part.settings.get("offset", 0.0)
-    for value in (scale, offset):
-        values = value if isinstance(value, list) else [value]
-        if any(isinstance(item, bool) or not isinstance(item, int | float) for item in values):
-            part.refuse("scale and offset have to be numbers")
+    scale, offset = part.numbers("scale", 1.0), part.numbers("offset", 0.0)
+    if max(scale.ndim, offset.ndim) > 1:
+        part.refuse("scale and offset have to be numbers, or one list of numbers each")
     return steps.with_constant("AddV2", steps.with_constant("Mul", x, scale), offset)
 
 
@@ -138,11 +138,11 @@ def _permute(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -
 
 
 def _repeat_vector(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
-    times, (size,) = part.get("n", int), steps.shape(inputs[0])
-    if not 0 < times * size <= MOST_NUMBERS:
-        part.refuse(f"n is {times}, and its result would have {times * size} numbers")
+    times, shape = part.count("n"), steps.shape(inputs[0])
+    if len(shape) != 1:
+        part.refuse(f"takes an input of the shape {shape}, expected a vector")
     return steps.add(
-        "Tile", steps.reshape(inputs[0], (1, size)), steps.keep(np.array([1, times, 1]))
+        "Tile", steps.reshape(inputs[0], (1, *shape)), steps.keep(np.array([1, times, 1]))
     )
 
 
@@ -179,7 +179,7 @@ def _dot(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> in
 def _embedding(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) -> int:
     part.expect("mask_zero", *NO)
     part.expect("quantization_config", None)
-    size = (part.get("input_dim", int), part.get("output_dim", int))
+    size = (part.count("input_dim"), part.count("output_dim"))
     (table,) = shaped(part, arrays, size)
     indices = steps.add("Cast", inputs[0], dtype="int32")
     return steps.add("GatherV2", steps.numbers(table), indices, steps.keep(np.array(0)))
@@ -188,8 +188,8 @@ def _embedding(steps: Steps, part: Part, inputs: Sequence[int], arrays: Arrays) 
 def _category_encoding(steps: Steps, part: Part, inputs: Sequence[int], _arrays: Arrays) -> int:
     if (mode := part.get("output_mode", str, "multi_hot")) != "one_hot":
         part.refuse(f"output_mode is {mode}, expected one_hot")
-    depth = part.get("num_tokens", int)
-    if not 0 < depth * steps.size(inputs[0]) <= MOST_NUMBERS:
+    depth = part.count("num_tokens")
+    if depth * steps.size(inputs[0]) > MOST_NUMBERS:
         part.refuse(f"num_tokens is {depth}, expected fewer")
     indices = steps.add("Cast", inputs[0], dtype="int32")
     if steps.shape(indices)[-1:] == (1,):

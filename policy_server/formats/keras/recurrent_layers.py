@@ -13,9 +13,11 @@ from policy_server.formats.keras.model_config import NO, Part
 from policy_server.formats.keras.network_steps import Steps
 from policy_server.formats.keras.plain_layers import Arrays, shaped
 
-__all__ = ["RECURRENT", "state_sizes", "unrolled"]
+__all__ = ["RECURRENT", "state_sizes", "units_of", "unrolled"]
 
 _MOST_STEPS = 256
+# Its weights have the square of them.
+_MOST_UNITS = 100_000
 # How many gates a layer has, and how many states.
 RECURRENT: Mapping[str, tuple[int, int]] = {"GRU": (3, 1), "LSTM": (4, 2), "SimpleRNN": (1, 1)}
 """Keras's class names of recurrent layers, with the numbers of their gates and states."""
@@ -60,7 +62,22 @@ def state_sizes(part: Part) -> list[int]:
     Args:
         part: the layer.
     """
-    return [part.get("units", int, 0)] * RECURRENT[part.kind][1]
+    return [units_of(part)] * RECURRENT[part.kind][1]
+
+
+def units_of(part: Part) -> int:
+    """Return how many numbers a recurrent layer gives at each step.
+
+    Args:
+        part: the layer.
+
+    Raises:
+        ModelError: if it is missing or no number that a layer has.
+    """
+    units = part.count("units")
+    if units > _MOST_UNITS:
+        part.refuse(f"units is {units}, expected at most {_MOST_UNITS}")
+    return units
 
 
 def unrolled(
@@ -100,7 +117,7 @@ def unrolled(
 
 
 def _cell(steps: Steps, part: Part, features: int, arrays: Arrays) -> _Cell:
-    units, (gates, _) = part.get("units", int), RECURRENT[part.kind]
+    units, (gates, _) = units_of(part), RECURRENT[part.kind]
     has_bias = part.get("use_bias", bool, default=True)
     rows = 2 if part.kind == "GRU" and part.get("reset_after", bool, default=True) else 1
     shape = (rows, gates * units) if rows == 2 else (gates * units,)

@@ -9,10 +9,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_NUMBERS", "result_size"]
+__all__ = [
+    "MOST_IN_ALL",
+    "MOST_IN_WINDOWS",
+    "MOST_MULTIPLICATIONS",
+    "MOST_NUMBERS",
+    "MOST_STEPS",
+    "multiplications",
+    "numbers_in_windows",
+    "result_size",
+]
 
 MOST_NUMBERS = 4_000_000
-"""The largest result of a layer for one observation."""
+"""The largest result of a step for one observation."""
+MOST_IN_ALL = 8_000_000
+"""The most numbers of all steps' results together for one observation.
+
+All are kept while the network is built, for 82 observations. The residual network of IMPALA takes
+3.2 million for images of 84 by 84 pixels.
+"""
+MOST_STEPS = 100_000
+"""The most steps: an LSTM has 22 for each step of time, and a pooling three for each place."""
+MOST_IN_WINDOWS = 50_000_000
+"""The most numbers of all windows of a convolution together for one observation."""
+MOST_MULTIPLICATIONS = 10_000_000_000
+"""The most multiplications of all steps together for one observation: twice those of ResNet-50."""
 
 _Shapes = Sequence[tuple[int, ...]]
 _ELEMENTWISE = (
@@ -36,15 +57,46 @@ def result_size(
         attributes: its constant attributes.
 
     Returns:
-        None for operations whose result is no larger than their inputs, or whose callers have
-        looked at its size, and for inputs that don't fit each other.
+        None for inputs that don't fit each other. It may be more than the result has for
+        operations whose result is no larger than their inputs.
     """
-    if operation == "Pad":
-        return None if last is None else _padded(shapes[0], last)
+    if operation in ("Pad", "Tile"):
+        assert last is not None, "layers state how they pad and repeat"
+        return _padded(shapes[0], last) if operation == "Pad" else _repeated(shapes[0], last)
     if operation == "Conv2D":
-        return _convolved(shapes[0], shapes[1], **attributes)
-    find = _SIZES.get(operation)
-    return None if find is None else find(shapes)
+        return math.prod((*_places(shapes[0], shapes[1], **attributes), shapes[1][-1]))
+    return _SIZES.get(operation, _largest)(shapes)
+
+
+def numbers_in_windows(operation: str, shapes: _Shapes, attributes: Mapping[str, Any]) -> int:
+    """Return how many numbers the windows have that a step lays side by side; 0 for no convolution.
+
+    Args:
+        operation: its name in the engine.
+        shapes: those of its inputs, for one observation.
+        attributes: its constant attributes.
+    """
+    if operation != "Conv2D":
+        return 0
+    image, (*window, channels, _) = shapes[0], shapes[1]
+    # Zeros around the image are as wide as the window at the most.
+    around = math.prod(map(sum, zip(image[1:3], window, strict=True))) * channels
+    return max(math.prod((*_places(image, shapes[1], **attributes), *window, channels)), around)
+
+
+def multiplications(operation: str, shapes: _Shapes, attributes: Mapping[str, Any]) -> int:
+    """Return how many multiplications a step takes; 0 for those that take one a number or none.
+
+    Args:
+        operation: its name in the engine.
+        shapes: those of its inputs, for one observation.
+        attributes: its constant attributes.
+    """
+    if operation == "MatMul":
+        return math.prod(shapes[0]) * shapes[1][-1]
+    if operation == "Conv2D":
+        return math.prod((*_places(shapes[0], shapes[1], **attributes), *shapes[1]))
+    return 0
 
 
 def _broadcast(shapes: _Shapes) -> int | None:
@@ -70,15 +122,23 @@ def _padded(shape: tuple[int, ...], around: NDArray[Any]) -> int:
     return math.prod(size + int(sum(pair)) for size, pair in zip(shape, around, strict=True))
 
 
-def _convolved(
+def _repeated(shape: tuple[int, ...], times: NDArray[Any]) -> int:
+    return math.prod(shape) * math.prod(map(int, times))
+
+
+def _largest(shapes: _Shapes) -> int:
+    return max(map(math.prod, shapes))
+
+
+def _places(
     shape: tuple[int, ...], kernel: tuple[int, ...], *, strides: Sequence[int], padding: str
-) -> int:
+) -> tuple[int, ...]:
+    """Return how many places a convolution's window takes along each axis of an image."""
     windows = kernel[:2] if padding == "VALID" else (1, 1)
-    sizes = [
+    return tuple(
         (size - window) // stride + 1
         for size, window, stride in zip(shape[1:3], windows, strides[1:3], strict=True)
-    ]
-    return math.prod((shape[0], *sizes, kernel[-1]))
+    )
 
 
 _SIZES: Mapping[str, Callable[[_Shapes], int | None]] = {

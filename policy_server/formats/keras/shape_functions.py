@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,16 +93,17 @@ def _stack(call: Arguments) -> int:
 
 
 def _reshape(call: Arguments) -> int:
-    first, *shape = call.part.settings.get("newshape") or [0]
+    stated = call.part.settings.get("newshape")
+    first, *shape = stated if isinstance(stated, list) and stated else [0]
     x = call.result()
     is_right = all(isinstance(size, int) and size > 0 for size in shape)
-    if first not in (-1, None) or not is_right or int(np.prod(shape)) != call.steps.size(x):
+    if first not in (-1, None) or not is_right or math.prod(shape) != call.steps.size(x):
         call.part.refuse("does not keep each observation's numbers; give it (-1, sizes...)")
     return call.steps.reshape(x, tuple(shape))
 
 
 def _expand_dims(call: Arguments) -> int:
-    x, axis = call.result(), call.part.get("axis", int)
+    x, (axis,) = call.result(), call.part.integers("axis", 1)
     shape = list(call.steps.shape(x))
     place = axis + len(shape) + 2 if axis < 0 else axis
     if not 1 <= place <= len(shape) + 1:

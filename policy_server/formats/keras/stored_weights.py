@@ -1,26 +1,36 @@
 """The weights of a Keras file: arrays by their paths in an HDF5 file, read with h5py.
 
 HDF5 can point to other files, and can state huge arrays that take no room. Neither is followed:
-every array has to lie in the file itself, whole.
+every array has to lie in the file itself, whole. A process of its own reads them, which a damaged
+file can hold up or end without harm.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, NotReadyError
+from policy_server.formats.keras import weights_process
 from policy_server.installation import require
 
 __all__ = ["WEIGHTS_FILE", "Weights", "read_weights"]
 
 WEIGHTS_FILE = "model.weights.h5"
 _VARIABLES = "vars"
+# Of the processor's time: a small file takes some milliseconds, one of 15,000 groups and arrays in
+# 14 MB took 2.3 s, and one array of 400 MB 0.9 s.
+_LEAST_SECONDS, _MOST_SECONDS, _SECONDS_PER_MB = 5, 120, 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,52 +76,74 @@ def read_weights(path: Path) -> Weights:
         MissingPackageError: if h5py is not installed.
         ModelError: if the file is no HDF5 file, is damaged, or holds an array that is not stored
             whole, is no array of numbers, or holds NaN or infinity.
+        NotReadyError: if the process that reads it can't be started.
     """
     require("keras", use="a Keras file's weights")
-    import h5py
-
-    arrays: dict[str, NDArray[Any]] = {}
-    names: dict[str, str] = {}
-    taken = 0
-
-    def collect(name: str, found: Any) -> None:  # noqa: ANN401 -- h5py is untyped
-        nonlocal taken
-        if isinstance(found, h5py.Dataset):
-            arrays[name] = _array(name, found)
-            taken += arrays[name].nbytes
-            if taken > size:
-                raise ValueError("arrays that take more than the file")
-        elif isinstance(stated := found.attrs.get("name"), str):
-            names[name] = stated
-
     try:
         size = path.stat().st_size
-        with h5py.File(path, "r") as root:
-            # It visits each group and array once, and follows no link to another place.
-            root.visititems(collect)
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ModelError(
-            f"{path.name}: can't be read as what Keras's model.save writes: {words}"
+    except OSError as error:
+        raise ModelError(f"{path.name}: can't be read: {error.strerror}") from error
+    seconds = min(_LEAST_SECONDS + size // 1_000_000 * _SECONDS_PER_MB, _MOST_SECONDS)
+    try:
+        process = subprocess.Popen(  # noqa: S603 -- this package's own file, by this Python
+            [sys.executable, "-P", weights_process.__file__, path, str(seconds)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+    except OSError as error:
+        raise NotReadyError(
+            f"the process that reads {path.name} can't be started: {error.strerror}; it is "
+            f"{sys.executable}, and takes a process and a few open files more"
         ) from error
-    return Weights(arrays, names)
+    with process:
+        assert process.stdout is not None, "it is a pipe"
+        try:
+            weights = _read(process.stdout, path)
+            status = process.wait()
+        finally:
+            process.kill()
+    if weights is None:
+        _refuse_unread(path, status, seconds)
+    return weights
 
 
-def _array(name: str, found: Any) -> NDArray[Any]:  # noqa: ANN401 -- h5py is untyped
-    is_whole = (
-        not found.is_virtual
-        and found.external is None
-        and found.dtype.kind in "fiu"
-        and found.id.get_storage_size() == found.nbytes
+def _read(answer: IO[bytes], path: Path) -> Weights | None:
+    """Return the weights of the process's answer; None where it ends too early.
+
+    Raises:
+        ModelError: if the process refuses the file.
+    """
+    arrays: dict[str, NDArray[Any]] = {}
+    names: dict[str, str] = {}
+    for line in iter(answer.readline, b""):
+        if not line.endswith(b"\n"):
+            return None
+        found = json.loads(line)
+        if not found:
+            return Weights(arrays, names)
+        if "refused" in found:
+            raise ModelError(f"{path.name}: {found['refused']}")
+        if "layer" in found:
+            names[found["layer"]] = found["name"]
+            continue
+        dtype, shape = np.dtype(found["dtype"]), found["shape"]
+        content = answer.read(math.prod(shape) * dtype.itemsize)
+        if len(content) < math.prod(shape) * dtype.itemsize:
+            return None
+        arrays[found["array"]] = np.ndarray(shape, dtype, content)
+    return None
+
+
+def _refuse_unread(path: Path, status: int, seconds: int) -> NoReturn:
+    """Say why the process has ended before its answer."""
+    if status in (weights_process.NO_MEMORY, -signal.SIGKILL):
+        raise MemoryError
+    if status >= 0:
+        # Its traceback stands in the log.
+        raise RuntimeError(f"the process that reads {path.name} ended with status {status}")
+    words = f"HDF5's library ended its process by {signal.Signals(-status).name}"
+    if status == -signal.SIGPROF:
+        words = f"reading it takes more than {seconds} s of computing"
+    raise ModelError(
+        f"{path.name}: is damaged: {words}; save the model again with Keras's model.save"
     )
-    if not is_whole:
-        raise ModelError(
-            f"{WEIGHTS_FILE}: {name} is not stored as plain numbers; save the model again with "
-            "Keras's model.save"
-        )
-    value: NDArray[Any] = np.asarray(found[()])
-    if not np.isfinite(value).all():
-        raise ModelError(
-            f"{WEIGHTS_FILE}: {name} holds NaN or infinity; save an earlier state of the policy"
-        )
-    return value

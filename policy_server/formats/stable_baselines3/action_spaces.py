@@ -74,20 +74,13 @@ def sizes_of_choices(saved: SavedPolicy) -> tuple[int, ...]:
     """Return how many choices each integer action has.
 
     Args:
-        saved: the policy.
-
-    Raises:
-        ModelError: if its actions are no Discrete or MultiDiscrete.
+        saved: the policy; its actions are a Discrete or a MultiDiscrete.
     """
     space = saved.action_space
     if isinstance(space, DiscreteSpace):
         return (space.n,)
-    if isinstance(space, MultiDiscreteSpace):
-        return space.sizes
-    raise ModelError(
-        "data: action_space: expected a Box, Discrete, MultiDiscrete or MultiBinary, got "
-        f"{type(space).__name__.removesuffix('Space')}"
-    )
+    assert isinstance(space, MultiDiscreteSpace), "its algorithm has no other"
+    return space.sizes
 
 
 def first_of_choices(saved: SavedPolicy) -> tuple[int, ...]:
@@ -106,15 +99,10 @@ def dimensions(saved: SavedPolicy) -> int:
     """Return how many numbers a continuous action has.
 
     Args:
-        saved: the policy.
-
-    Raises:
-        ModelError: if its actions are no Box.
+        saved: the policy; its actions are a Box.
     """
     space = saved.action_space
-    if not isinstance(space, BoxSpace):
-        kind = type(space).__name__.removesuffix("Space")
-        raise ModelError(f"data: action_space: expected a Box, got {kind}")
+    assert isinstance(space, BoxSpace), "its algorithm has no other"
     return int(np.prod(space.shape))
 
 
@@ -129,7 +117,7 @@ def box_component(
         is_normalized: its numbers lie in [-1, 1]; None where the family tells.
 
     Raises:
-        ModelError: if its actions are no Box, or are to be rescaled and the Box has no bounds.
+        ModelError: if they are to be rescaled and the Box has no bounds.
     """
     size = dimensions(saved)
     space = saved.action_space

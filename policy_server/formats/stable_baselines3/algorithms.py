@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from policy_server.errors import ModelError
-from policy_server.formats.pickles.spaces import BoxSpace, MultiBinarySpace
+from policy_server.formats.pickles.spaces import (
+    BoxSpace,
+    DiscreteSpace,
+    MultiBinarySpace,
+    MultiDiscreteSpace,
+)
 from policy_server.formats.stable_baselines3.action_spaces import (
     Answers,
     box_component,
@@ -42,6 +47,7 @@ class Algorithm:
         extractor: its features extractor's, in the names of tensors.
         is_maskable: it takes an action mask.
         is_recurrent: an LSTM comes between its features and its layers.
+        action_spaces: the spaces of actions that it can have.
     """
 
     names: str
@@ -52,6 +58,12 @@ class Algorithm:
     extractor: str = "features_extractor"
     is_maskable: bool = False
     is_recurrent: bool = False
+    action_spaces: tuple[type, ...] = (
+        BoxSpace,
+        DiscreteSpace,
+        MultiDiscreteSpace,
+        MultiBinarySpace,
+    )
 
 
 def algorithm_of(saved: SavedPolicy) -> Algorithm:
@@ -61,7 +73,8 @@ def algorithm_of(saved: SavedPolicy) -> Algorithm:
         saved: the policy.
 
     Raises:
-        ModelError: if it is a class that is not read, by name.
+        ModelError: if it is a class that is not read, by name, or has no space of actions of its
+            kind.
     """
     module = saved.class_path.rpartition(".")[0]
     if module not in _ALGORITHMS:
@@ -69,7 +82,19 @@ def algorithm_of(saved: SavedPolicy) -> Algorithm:
             f"data: is a policy of the class {saved.class_path}, which is not read; expected one "
             f"of {', '.join(item.names for item in _ALGORITHMS.values())}"
         )
-    return _ALGORITHMS[module]
+    algorithm = _ALGORITHMS[module]
+    if not isinstance(saved.action_space, algorithm.action_spaces):
+        *others, last = map(_name_of, algorithm.action_spaces)
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise ModelError(
+            f"data: action_space: expected a {expected}, as a policy of {algorithm.names} has, got "
+            f"{_name_of(type(saved.action_space))}; save the policy anew"
+        )
+    return algorithm
+
+
+def _name_of(space: type) -> str:
+    return space.__name__.removesuffix("Space")
 
 
 def _actor_critic(layers: Layers, x: int, saved: SavedPolicy) -> Answers:
@@ -168,7 +193,12 @@ _ALGORITHMS: Mapping[str, Algorithm] = {
         is_recurrent=True,
     ),
     "stable_baselines3.dqn.policies": Algorithm(
-        "DQN", "ReLU", _values, ("q_net_target.",), extractor="q_net.features_extractor"
+        "DQN",
+        "ReLU",
+        _values,
+        ("q_net_target.",),
+        extractor="q_net.features_extractor",
+        action_spaces=(DiscreteSpace,),
     ),
     "sb3_contrib.qrdqn.policies": Algorithm(
         "QRDQN",
@@ -176,18 +206,46 @@ _ALGORITHMS: Mapping[str, Algorithm] = {
         _quantiles,
         ("quantile_net_target.",),
         extractor="quantile_net.features_extractor",
+        action_spaces=(DiscreteSpace,),
     ),
     "stable_baselines3.sac.policies": Algorithm(
-        "SAC", "ReLU", _soft_actor, _CRITICS, extractor="actor.features_extractor"
+        "SAC",
+        "ReLU",
+        _soft_actor,
+        _CRITICS,
+        extractor="actor.features_extractor",
+        action_spaces=(BoxSpace,),
     ),
     "sb3_contrib.tqc.policies": Algorithm(
-        "TQC", "ReLU", _soft_actor, _CRITICS, extractor="actor.features_extractor"
+        "TQC",
+        "ReLU",
+        _soft_actor,
+        _CRITICS,
+        extractor="actor.features_extractor",
+        action_spaces=(BoxSpace,),
     ),
     "sb3_contrib.crossq.policies": Algorithm(
-        "CrossQ", "ReLU", _renormalised_actor, _CRITICS, extractor="actor.features_extractor"
+        "CrossQ",
+        "ReLU",
+        _renormalised_actor,
+        _CRITICS,
+        extractor="actor.features_extractor",
+        action_spaces=(BoxSpace,),
     ),
     "stable_baselines3.td3.policies": Algorithm(
-        "TD3, DDPG", "ReLU", _deterministic_actor, _CRITICS, extractor="actor.features_extractor"
+        "TD3, DDPG",
+        "ReLU",
+        _deterministic_actor,
+        _CRITICS,
+        extractor="actor.features_extractor",
+        action_spaces=(BoxSpace,),
     ),
-    "sb3_contrib.ars.policies": Algorithm("ARS", "ReLU", _random_search, (), is_on_policy=True),
+    "sb3_contrib.ars.policies": Algorithm(
+        "ARS",
+        "ReLU",
+        _random_search,
+        (),
+        is_on_policy=True,
+        action_spaces=(BoxSpace, DiscreteSpace),
+    ),
 }

@@ -624,7 +624,7 @@ def deep(config: dict[str, Any]) -> None:
         (lambda c: c.update(class_name=["a"]), "expected layers with a class_name"),
         (lambda c: c.update(config=3), "has no config"),
         (lambda c: c["config"].update(layers=[3]), "expected layers with a class_name"),
-        (cycle, "needs a result that no layer gives"),
+        (cycle, "has a layer that needs its own result"),
         (deep, "expected inputs and outputs by name|nested too deeply"),
         (
             lambda c: c["config"]["layers"][0]["config"].update(batch_shape=[None, 10**9]),

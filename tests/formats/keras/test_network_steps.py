@@ -36,3 +36,13 @@ def test_result_that_no_memory_is_left_for_is_refused(layer: Part | None, subjec
 
     with pytest.raises(ModelError, match=f"^{subject}: its result takes more memory than there is"):
         steps.add("Softmax", 0)
+
+
+def test_steps_that_take_too_long_together_are_refused() -> None:
+    steps = Steps(2, "float32")
+    number = steps.numbers(1.0)
+    for _ in range(100_000):
+        steps.add("Neg", number)
+
+    with pytest.raises(ModelError, match="up to it 100,001 steps are computed for one observation"):
+        steps.add("Neg", number)

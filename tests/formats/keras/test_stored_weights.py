@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, NotReadyError
 from policy_server.formats.keras.stored_weights import read_weights
+from tests.support.library_policies import POLICIES
 
 Untyped = Any  # h5py has no types
 PLACE = "layers/dense/vars"
@@ -100,4 +103,100 @@ def test_damaged_file_is_one_line(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
 
     with pytest.raises(ModelError, match=r"model\.weights\.h5: can't be read as what Keras's"):
+        read_weights(path)
+
+
+def in_a_ring(folder: Path) -> Path:
+    """Write the weights of a policy with two bytes changed, in which the C library never ends."""
+    with zipfile.ZipFile(POLICIES / "keras_actor_softmax" / "actor.keras") as archive:
+        content = bytearray(archive.read("model.weights.h5"))
+    content[2021], content[2024] = 96, 0
+    path = folder / "model.weights.h5"
+    path.write_bytes(content)
+    return path
+
+
+def in_deep_groups(folder: Path) -> Path:
+    return written(folder, lambda file: file.create_group("/".join("a" * 3000)))
+
+
+@pytest.mark.parametrize("damage", [in_a_ring, in_deep_groups])
+def test_file_that_is_never_read_to_its_end_is_refused(damage: Untyped, tmp_path: Path) -> None:
+    path = damage(tmp_path)
+
+    with pytest.raises(
+        ModelError, match=r"^model\.weights\.h5: is damaged: reading it takes more than \d+ s of"
+    ):
+        read_weights(path)
+
+
+def test_weights_of_many_layers_are_read(tmp_path: Path) -> None:
+    def fill(file: Untyped) -> None:
+        for number in range(1000):
+            file.create_group(f"layers/dense_{number}/vars")["0"] = np.full((1, 2), number, "f4")
+
+    weights = read_weights(written(tmp_path, fill))
+
+    assert weights.of("layers/dense_999")[0].tolist() == [[999, 999]]
+
+
+def test_arrays_keep_type_shape_and_order(tmp_path: Path) -> None:
+    stated = [np.zeros((0, 2)), np.array(3, "i8"), np.ones((2, 1, 3), ">f2"), np.ones((2, 2)).T]
+
+    def fill(file: Untyped) -> None:
+        group = file.create_group(PLACE)
+        for number, array in enumerate(stated):
+            group[str(number)] = array
+
+    found = read_weights(written(tmp_path, fill)).of("layers/dense")
+
+    assert [(a.dtype, a.shape, a.tolist()) for a in found] == [
+        (a.dtype, a.shape, a.tolist()) for a in stated
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "words"),
+    [
+        (
+            "kill -SEGV $$",
+            ModelError,
+            r"^model\.weights\.h5: is damaged: HDF5's .* by SIGSEGV; save ",
+        ),
+        ("printf '{'; kill -SEGV $$", ModelError, "by SIGSEGV"),
+        (
+            """echo '{"array": "0", "dtype": "<f4", "shape": [9]}'; kill -ABRT $$""",
+            ModelError,
+            "by SIGABRT",
+        ),
+        ("exit 12", MemoryError, "^$"),
+        ("kill -KILL $$", MemoryError, "^$"),
+        ("exit 1", RuntimeError, "ended with status 1"),
+    ],
+    ids=["crash", "within a line", "within an array", "no memory", "killed", "unexpected"],
+)
+def test_end_of_the_process_that_reads_has_its_reason(
+    script: str,
+    error: type[Exception],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = written(tmp_path, lambda file: file.create_group(PLACE))
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+    with pytest.raises(error, match=words):
+        read_weights(path)
+
+
+def test_process_that_can_not_be_started_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, lambda file: file.create_group(PLACE))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+
+    with pytest.raises(NotReadyError, match="can't be started: No such file or directory; it is "):
         read_weights(path)

@@ -568,6 +568,48 @@ def test_what_is_not_the_library_s_own_is_refused_by_name(
         load_policy(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "other", "words"),
+    [
+        ("sb3_qrdqn", "sb3_ppo_box", "a Discrete, as a policy of QRDQN has, got Box"),
+        (
+            "sb3_qrdqn",
+            "sb3_ppo_multidiscrete",
+            "a Discrete, as a policy of QRDQN has, got MultiDiscrete",
+        ),
+        ("sb3_dqn_dict", "sb3_ppo_box", "a Discrete, as a policy of DQN has, got Box"),
+        ("sb3_sac", "sb3_v18_ppo_discrete", "a Box, as a policy of SAC has, got Discrete"),
+        ("sb3_td3", "sb3_ppo_multibinary", "a Box, as a policy of TD3, DDPG has, got MultiBinary"),
+        (
+            "sb3_ars_linear",
+            "sb3_ppo_multidiscrete",
+            "a Box or Discrete, as a policy of ARS has, got MultiDiscrete",
+        ),
+    ],
+)
+def test_space_of_actions_that_the_algorithm_has_not_is_named_with_its_own(
+    name: str, other: str, words: str, tmp_path: Path
+) -> None:
+    folder = unzipped(name, tmp_path / "policy")
+    settings = json.loads((unzipped(other, tmp_path / "other") / "data").read_text())
+    changed_data(folder, action_space=settings["action_space"])
+
+    with pytest.raises(ModelError, match=f"^data: action_space: expected {words}; save the pol"):
+        load_policy(folder)
+
+
+def test_space_of_actions_that_no_algorithm_has_is_refused(tmp_path: Path) -> None:
+    folder = unzipped("sb3_ppo_box", tmp_path / "policy")
+    settings = json.loads((unzipped("sb3_ppo_dict_order", tmp_path / "other") / "data").read_text())
+    changed_data(folder, action_space=settings["observation_space"])
+    words = (
+        "expected a Box, Discrete, MultiDiscrete or MultiBinary, as a policy of PPO, A2C, TRPO has"
+    )
+
+    with pytest.raises(ModelError, match=f"{words}, got Dict"):
+        load_policy(folder)
+
+
 def test_space_that_the_weights_can_t_be_of_is_refused(tmp_path: Path) -> None:
     folder = unzipped("sb3_ppo_box", tmp_path)
     # As a pickle of Discrete(100_000_000) is, without gymnasium.
