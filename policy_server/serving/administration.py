@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +22,7 @@ from policy_server.serving.deployer import Deployer
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.draining import still_drains
 from policy_server.serving.ending import EndableWork
+from policy_server.serving.file_work import finish_in_thread, opened_in_thread
 from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = ["Administration"]
@@ -133,21 +133,19 @@ class Administration:
             PolicyServerError: if it can't be deployed; everything is as it was then.
         """
         deployer = self.deployer_of(policy)
-        with (
-            self._reserved(deployer, version) as name,
-            self._files.incoming(policy, name) as upload,
-        ):
-            await self._receive(body, upload)
-            with _as_refusals():
-                model = await asyncio.to_thread(self._files.take, policy, name, upload)
-            deployed = DeployedVersion(name, model, percent, is_shadow)
-            try:
-                # Before the deployment that names it, which is written to the disk too.
-                await asyncio.to_thread(make_durable, self._home / model, below=self._home)
-                return await _deploy(deployer, deployed)
-            except BaseException:
-                self._files.forget(policy, deployed)
-                raise
+        with self._reserved(deployer, version) as name:
+            async with opened_in_thread(self._files.incoming(policy, name)) as upload:
+                await self._receive(body, upload)
+                with _as_refusals():
+                    model = await finish_in_thread(self._files.take, policy, name, upload)
+                deployed = DeployedVersion(name, model, percent, is_shadow)
+                try:
+                    # Before the deployment that names it, which is written to the disk too.
+                    await finish_in_thread(make_durable, self._home / model, below=self._home)
+                    return await _deploy(deployer, deployed)
+                except BaseException:
+                    await finish_in_thread(self._files.forget, policy, deployed)
+                    raise
 
     async def deploy_address(
         self, policy: str, version: str | None, model: str, *, percent: float, is_shadow: bool
@@ -168,10 +166,10 @@ class Administration:
         with self._reserved(deployer, version) as name:
             deployed = DeployedVersion(name, model, percent, is_shadow)
             try:
-                with self._files.incoming(policy, name):
+                async with opened_in_thread(self._files.incoming(policy, name)):
                     return await _deploy(deployer, deployed)
             except BaseException:
-                self._files.forget(policy, deployed)
+                await finish_in_thread(self._files.forget, policy, deployed)
                 raise
 
     async def promote(
@@ -197,7 +195,8 @@ class Administration:
 
     async def _write(self, body: AsyncIterator[bytes], upload: Path) -> None:
         size = 0
-        with upload.open("wb") as file:
+        file = await finish_in_thread(lambda: upload.open("wb"))
+        try:
             async for data in body:
                 size += len(data)
                 if size > self._most:
@@ -205,7 +204,9 @@ class Administration:
                         f"the archive is larger than {self._most} bytes "
                         f"({ENV_PREFIX}MAX_UNPACKED_BYTES)"
                     )
-                await asyncio.to_thread(file.write, data)
+                await finish_in_thread(file.write, data)
+        finally:
+            await finish_in_thread(file.close)
 
     @contextmanager
     def _reserved(self, deployer: Deployer, version: str | None) -> Iterator[str]:
