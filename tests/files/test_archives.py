@@ -144,12 +144,39 @@ def test_limit_holds_for_all_files_together(tmp_path: Path) -> None:
     assert unpack(path, max_bytes=total) == FILES
 
 
-def test_archive_of_very_many_files_is_refused(tmp_path: Path) -> None:
-    files = {f"{index}": b"" for index in range(10_001)}
+@pytest.mark.parametrize(
+    "files",
+    [
+        [f"{index}" for index in range(9_901)],
+        [f"{index}/f" for index in range(4_951)],
+        [f"{index}/" + "a/" * 63 + "f" for index in range(160)],
+        [*(f"{index}/" for index in range(9_900)), "f"],
+    ],
+    ids=["files", "a folder each", "deep folders", "empty folders"],
+)
+def test_archive_of_very_many_files_and_folders_is_refused(
+    tmp_path: Path, files: list[str]
+) -> None:
+    path = zip_of(tmp_path / "a.zip", dict.fromkeys(files, b""), method=0)
 
-    assert_refused(
-        zip_of(tmp_path / "a.zip", files, method=0), "holds 10001 files, more than 10000"
-    )
+    assert_refused(path, "holds more than 9900 files and folders; a policy has a few: zip the ")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("name", ["a/" * 65 + "f", "a/" * 66, "a\\" * 65 + "f"])
+def test_member_below_more_folders_than_anybody_has_is_refused(tmp_path: Path, name: str) -> None:
+    path = zip_of(tmp_path / "a.zip", {**FILES, name: b""})
+
+    assert_refused(path, "lies 65 folders deep; expected at most 64")
+
+
+def test_archive_of_as_many_files_and_folders_as_may_be_is_unpacked(tmp_path: Path) -> None:
+    deep = "a/" * 64
+    files = {**FILES, f"{deep}f": b"", **{f"{deep}{index}/": b"" for index in range(9_900 - 69)}}
+    notes = {"__MACOSX/" + "a/" * 60 + f"{index}/f": b"" for index in range(60)}
+
+    assert unpack(zip_of(tmp_path / "a.zip", files, method=0)) == {**FILES, f"{deep}f": b""}
+    assert unpack(zip_of(tmp_path / "b.zip", {**FILES, **notes}))["saved_model.pb"] == b"graph"
 
 
 def test_encrypted_archive_is_refused(tmp_path: Path) -> None:
