@@ -70,6 +70,7 @@ class Administration:
         self._files = files
         self._most = settings.max_unpacked_bytes
         self._home = settings.home
+        self._zip_name = settings.zip_path.name
         self._deployers: dict[str, Deployer] = {}
         self._coming: set[tuple[str, str]] = set()
         self._uploads = EndableWork()
@@ -136,13 +137,15 @@ class Administration:
         with self._reserved(deployer, version) as name:
             async with opened_in_thread(self._files.incoming(policy, name)) as upload:
                 await self._receive(body, upload)
-                with _as_refusals():
+                with _as_refusals(upload):
                     model = await finish_in_thread(self._files.take, policy, name, upload)
                 deployed = DeployedVersion(name, model, percent, is_shadow)
                 try:
                     # Before the deployment that names it, which is written to the disk too.
-                    await finish_in_thread(make_durable, self._home / model, below=self._home)
-                    return await _deploy(deployer, deployed)
+                    place = self._home / model
+                    await finish_in_thread(make_durable, place, below=self._home)
+                    with _as_refusals(place / self._zip_name, place):
+                        return await deployer.deploy(deployed)
                 except BaseException:
                     await finish_in_thread(self._files.forget, policy, deployed)
                     raise
@@ -167,7 +170,8 @@ class Administration:
             deployed = DeployedVersion(name, model, percent, is_shadow)
             try:
                 async with opened_in_thread(self._files.incoming(policy, name)):
-                    return await _deploy(deployer, deployed)
+                    with _as_refusals():
+                        return await deployer.deploy(deployed)
             except BaseException:
                 await finish_in_thread(self._files.forget, policy, deployed)
                 raise
@@ -236,18 +240,19 @@ class Administration:
             self._coming.discard((policy, name))
 
 
-async def _deploy(deployer: Deployer, version: DeployedVersion) -> Deployment:
-    with _as_refusals():
-        return await deployer.deploy(version)
-
-
 @contextmanager
-def _as_refusals() -> Iterator[None]:
-    """Refuse a model that can't be served; it is the caller's, and no failure of the server."""
+def _as_refusals(*places: Path) -> Iterator[None]:
+    """Refuse a model that can't be served; it is the caller's, and no failure of the server.
+
+    The message names the caller's archive in place of the paths that it lay at, which are gone.
+    """
     try:
         yield
     except (ModelError, SchemaError, SettingsError) as error:
-        raise DeploymentError(error.message) from error
+        message = error.message
+        for place in places:
+            message = message.replace(str(place), "the archive")
+        raise DeploymentError(message) from error
 
 
 def _first_free(taken: Collection[str]) -> str:

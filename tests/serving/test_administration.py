@@ -30,6 +30,7 @@ from policy_server.version_files import VersionFiles
 from tests.support.audit import audited
 from tests.support.fakes import integer_backend, opened
 from tests.support.library_policies import POLICIES
+from tests.support.zips import zip_of
 
 SCHEMA = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")
 ZIP = POLICIES / "sb3_v18_ppo_discrete" / "policy.zip"
@@ -127,6 +128,26 @@ async def test_no_file_is_touched_in_the_event_loop(tmp_path: Path, name: str) -
                 )
 
     assert [event for event in events if str(tmp_path) in event] == []
+
+
+async def test_refusal_of_an_upload_names_the_archive(tmp_path: Path) -> None:
+    """The paths that it lay at in the server's folder are gone when its sender reads of them."""
+    deep = zip_of(tmp_path / "deep.zip", {"a/" * 65 + "f": b""})
+
+    def opens(version: DeployedVersion) -> None:
+        raise ModelError(f"{tmp_path / str(version.model)}/saved_model.zip: is damaged")
+
+    refusals = []
+    async with administered(tmp_path, opens) as administration:
+        for archive in (deep, ZIP):
+            with pytest.raises(DeploymentError) as refused:
+                await administration.deploy_upload(
+                    "door", None, parts_of(archive), percent=5.0, is_shadow=False
+                )
+            refusals.append(refused.value.message)
+
+    assert refusals[0].startswith("the archive: the member 'a/a/a/")
+    assert refusals[1] == "the archive: is damaged"
 
 
 class WaitingFiles(VersionFiles):
