@@ -29,8 +29,13 @@ __all__ = [
 _DRIVE = re.compile(r"[A-Za-z]:")
 # zipfile unpacks the others by whole blocks: a few bytes of them may fill the memory.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# zipfile's own errors for members that are encrypted, of another version or damaged.
-_UNPACKING_ERRORS = (NotImplementedError, RuntimeError, zlib.error, EOFError)
+# The numbers of the zip format (PKWARE's APPNOTE, 4.4.5).
+_OTHER_METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
+# Its flags, of 4.4.4.
+_ENCRYPTED = 0x1 | 0x40
+_PATCHED = 0x20
+# zipfile's own errors for members that are of another version or damaged.
+_UNPACKING_ERRORS = (NotImplementedError, RuntimeError, zlib.error)
 _ZIP_AGAIN = "zip the exported folder again"
 _MEMBER_HEAD = b"PK\x03\x04"
 # File systems take 255 bytes between two slashes; a path also has to fit behind the folder's own.
@@ -131,10 +136,11 @@ def open_archive(path: Path, limits: ArchiveLimits) -> Iterator[Archive]:
             yield Archive(archive, _checked_members(archive, path, limits))
     except (zipfile.BadZipFile, UnicodeDecodeError, struct.error) as error:
         raise ModelError(f"{path}: is no zip file or is damaged ({error}); {_ZIP_AGAIN}") from error
+    except EOFError as error:
+        # zipfile gives no reason.
+        raise ModelError(f"{path}: is damaged: a member ends too early; {_ZIP_AGAIN}") from error
     except _UNPACKING_ERRORS as error:
-        raise ModelError(
-            f"{path}: can't be unpacked: {error}; {_ZIP_AGAIN}, without a password"
-        ) from error
+        raise ModelError(f"{path}: can't be unpacked: {error}; {_ZIP_AGAIN}") from error
 
 
 def is_cut_off(archive: zipfile.ZipFile, path: Path) -> bool:
@@ -217,8 +223,14 @@ def _fault_of(member: zipfile.ZipInfo) -> str | None:
         return fault
     if stat.S_ISLNK(member.external_attr >> 16):
         return "is a link; refused"
+    if member.flag_bits & _ENCRYPTED:
+        return f"is encrypted; {_ZIP_AGAIN}, without a password"
+    if member.flag_bits & _PATCHED:
+        return f"is a patch of another file; {_ZIP_AGAIN}"
     if not is_bounded(member):
-        return f"is compressed in an unusual way; {_ZIP_AGAIN}"
+        method = member.compress_type
+        shown = _OTHER_METHODS.get(method, f"the method {method}")
+        return f"is compressed by {shown}; expected Deflate or no compression: {_ZIP_AGAIN}"
     return None
 
 

@@ -421,7 +421,9 @@ def unpack_msgpack(content: bytes, subject: str) -> Any:  # noqa: ANN401 -- any 
     try:
         return msgpack.unpackb(content, object_hook=_array_of, strict_map_key=False)
     except _MSGPACK_ERRORS as error:
-        raise ModelError(f"{subject}: is damaged: {error}; save the checkpoint anew") from error
+        # Some have no words, such as that of values in values without end.
+        reason = str(error) or f"msgpack's {type(error).__name__}"
+        raise ModelError(f"{subject}: is damaged: {reason}; save the checkpoint anew") from error
 
 
 def _read_pickle(files: Mapping[str, Path], name: str) -> Any:  # noqa: ANN401 -- a pickle's content

@@ -80,6 +80,11 @@ def sizes_of_choices(saved: SavedPolicy) -> tuple[int, ...]:
         ModelError: if its actions are no Discrete or MultiDiscrete.
     """
     space = saved.action_space
+    if isinstance(space, BoxSpace):
+        raise ModelError(
+            f"data: action_space: expected a Discrete for {saved.class_name}, got Box; save the "
+            "policy anew"
+        )
     if isinstance(space, DiscreteSpace):
         return (space.n,)
     if isinstance(space, MultiDiscreteSpace):

@@ -241,6 +241,15 @@ def test_truncated_pickle_is_refused(tmp_path: Path, name: Path) -> None:
         assert str(name) in refusal_of(folder)
 
 
+def test_msgpack_that_is_nested_without_end_is_refused_with_its_reason(tmp_path: Path) -> None:
+    folder = unzipped("rllib_ppo_discrete", "module_msgpack.zip", tmp_path)
+    (folder / "module_state.msgpack").write_bytes(b"\x91" * 100_000 + b"\x90")
+
+    assert refusal_of(folder) == (
+        "module_state.msgpack: is damaged: msgpack's StackError; save the checkpoint anew"
+    )
+
+
 @pytest.mark.parametrize(
     "content",
     [
