@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -220,7 +220,7 @@ class Administration:
             *deployer.names,
             *(name for other, name in self._coming if other == policy),
         }
-        name = version if version is not None else _first_free(taken)
+        name = version if version is not None else _first_free(taken, deployer.draining)
         if not can_stand_in_an_address(name):
             raise DeploymentError(
                 f"the name {name!r} can't be used; use up to 63 letters, digits, '-' and '_', "
@@ -255,5 +255,6 @@ def _as_refusals(*places: Path) -> Iterator[None]:
         raise DeploymentError(message) from error
 
 
-def _first_free(taken: Collection[str]) -> str:
-    return next(name for count in itertools.count(2) if (name := f"v{count}") not in taken)
+def _first_free(taken: Collection[str], draining: Container[str]) -> str:
+    names = (f"v{count}" for count in itertools.count(2))
+    return next(name for name in names if name not in taken and name not in draining)
