@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Collection, Container, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +20,7 @@ from policy_server.files.atomic import make_durable
 from policy_server.schema import can_stand_in_an_address
 from policy_server.serving.deployer import Deployer
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
-from policy_server.serving.draining import still_drains
+from policy_server.serving.draining import Draining, still_drains
 from policy_server.serving.ending import EndableWork
 from policy_server.serving.file_work import finish_in_thread, opened_in_thread
 from policy_server.settings import ENV_PREFIX, Settings
@@ -255,6 +255,6 @@ def _as_refusals(*places: Path) -> Iterator[None]:
         raise DeploymentError(message) from error
 
 
-def _first_free(taken: Collection[str], draining: Container[str]) -> str:
+def _first_free(taken: Collection[str], draining: Draining) -> str:
     names = (f"v{count}" for count in itertools.count(2))
     return next(name for name in names if name not in taken and name not in draining)
