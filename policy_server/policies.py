@@ -189,7 +189,7 @@ class Policies:
         model = await asyncio.to_thread(identify_model, folder)
         # Before it is loaded: it is tried again and again.
         check_files(version, model.version)
-        schema = self._files.schema_of(version)
+        schema = await asyncio.to_thread(self._files.schema_of, version)
         metrics = self.metrics.of(section.name)
         replicas = ReplicaCounts.of(self._settings, section)
         async with AsyncExitStack() as stack:

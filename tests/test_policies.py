@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +16,9 @@ import pytest
 
 from policy_server import create_app
 from policy_server.errors import ModelError, SettingsError
+from tests.support.audit import audited
 from tests.support.folders import ROOT
+from tests.support.library_policies import POLICIES
 
 KEY, ADMIN = "1234567asdfgh", "admin-secret"
 MOUSE = {"obs": [5, 0, 1, 4, 3, 2]}
@@ -225,3 +228,26 @@ parameters: {{api_key: {KEY}}}
     [told] = [record for record in caplog.records if record.message == "policy_not_served"]
     assert "policies.bad: model: " in vars(told)["reason"]
     assert "sha256" in vars(told)["reason"]
+
+
+@pytest.mark.usefixtures("compiled_anew")
+async def test_deploying_touches_no_file_in_the_event_loop(tmp_path: Path) -> None:
+    for name in ("sb3_v18_ppo_discrete", "sb3_ppo_box"):
+        shutil.copy(POLICIES / name / "policy.zip", tmp_path / f"{name}.zip")
+    archive = tmp_path / "v2.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.write(tmp_path / "sb3_v18_ppo_discrete.zip", "saved_model.zip")
+        packed.writestr("schema.yaml", f"parameters: {{api_key: {KEY}}}")
+    body, headers = archive.read_bytes(), {"access-token": ADMIN}
+    policies = "door: {model: sb3_v18_ppo_discrete.zip}"
+    schema = f"{{policies: {{{policies}}}, parameters: {{api_key: {KEY}}}}}"
+    versions = "/admin/policies/door/versions"
+    async with served(tmp_path, schema) as client:
+        with audited() as events:
+            deployed = await client.post(f"{versions}?version=v2", content=body, headers=headers)
+            refused = await client.post(
+                versions, json={"model": "sb3_ppo_box.zip"}, headers=headers
+            )
+
+    assert (deployed.status_code, refused.status_code) == (201, 409), (deployed.text, refused.text)
+    assert [event for event in events if str(tmp_path) in event] == []

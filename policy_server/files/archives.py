@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import itertools
 import re
 import shutil
 import stat
@@ -32,13 +33,20 @@ __all__ = [
 _DRIVE = re.compile(r"[A-Za-z]:")
 # zipfile unpacks the others by whole blocks: a few bytes of them may fill the memory.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# zipfile's own errors for members that are encrypted, of another version or damaged.
-_UNPACKING_ERRORS = (NotImplementedError, RuntimeError, zlib.error, EOFError)
+# The numbers of the zip format (PKWARE's APPNOTE, 4.4.5).
+_OTHER_METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
+# Its flags, of 4.4.4.
+_ENCRYPTED = 0x1 | 0x40
+_PATCHED = 0x20
+# zipfile's own errors for members that are of another version or damaged.
+_UNPACKING_ERRORS = (NotImplementedError, RuntimeError, zlib.error)
 _ZIP_AGAIN = "zip the exported folder again"
 _MEMBER_HEAD = b"PK\x03\x04"
 # File systems take 255 bytes between two slashes; a path also has to fit behind the folder's own.
 _MOST_BYTES = 255
 _MOST_BYTES_OF_A_PATH = 1024
+# In a checkpoint of RLlib 4, below those that somebody zipped it with.
+_MOST_FOLDERS_ABOVE = 64
 _LETTERS_SHOWN = 60
 
 
@@ -49,12 +57,13 @@ class ArchiveLimits:
     Attributes:
         max_bytes: the largest size of all files together, unpacked.
         size_setting: the name and value of the setting that says so, for messages.
-        max_members: the largest number of files and folders.
+        max_members: the largest number of files and folders. It is less than the 10,000 of a folder
+            that is looked through: there, files from beside the archive come to them.
     """
 
     max_bytes: int
     size_setting: str
-    max_members: int = 10_000
+    max_members: int = 9_900
 
 
 class Archive:
@@ -131,10 +140,11 @@ def open_archive(path: Path, limits: ArchiveLimits) -> Iterator[Archive]:
             yield Archive(archive, _checked_members(archive, path, limits))
     except (zipfile.BadZipFile, UnicodeDecodeError, struct.error) as error:
         raise ModelError(f"{path}: is no zip file or is damaged ({error}); {_ZIP_AGAIN}") from error
+    except EOFError as error:
+        # zipfile gives no reason.
+        raise ModelError(f"{path}: is damaged: a member ends too early; {_ZIP_AGAIN}") from error
     except _UNPACKING_ERRORS as error:
-        raise ModelError(
-            f"{path}: can't be unpacked: {error}; {_ZIP_AGAIN}, without a password"
-        ) from error
+        raise ModelError(f"{path}: can't be unpacked: {error}; {_ZIP_AGAIN}") from error
 
 
 def is_zip(path: Path) -> bool:
@@ -221,11 +231,7 @@ def _checked_members(
 ) -> dict[PurePosixPath, zipfile.ZipInfo]:
     """Return the files by their paths, once each is known to be harmless."""
     members = archive.infolist()
-    if len(members) > limits.max_members:
-        raise ModelError(
-            f"{path}: holds {len(members)} files, more than {limits.max_members}; a policy has a "
-            "few"
-        )
+    _check_count(len(members), path, limits)
     for member in members:
         if (fault := _fault_of(member)) is not None:
             raise ModelError(f"{path}: the member {_shown(member)} {fault}")
@@ -235,23 +241,35 @@ def _checked_members(
             f"{path}: unpacks to {size} bytes, more than {limits.size_setting}; raise it if you "
             "trust the file"
         )
-    return _files_by_path([item for item in members if not _is_note_of_macos(item)], path)
+    return _files_by_path([item for item in members if not _is_note_of_macos(item)], path, limits)
+
+
+def _check_count(count: int, archive: Path, limits: ArchiveLimits) -> None:
+    if count > limits.max_members:
+        raise ModelError(
+            f"{archive}: holds more than {limits.max_members} files and folders; a policy has a "
+            "few: zip the folder of one checkpoint"
+        )
 
 
 def _files_by_path(
-    members: Sequence[zipfile.ZipInfo], archive: Path
+    members: Sequence[zipfile.ZipInfo], archive: Path, limits: ArchiveLimits
 ) -> dict[PurePosixPath, zipfile.ZipInfo]:
+    """Return the files by their paths; the folders that these lie in count as members too."""
     files: dict[PurePosixPath, zipfile.ZipInfo] = {}
     folders: set[PurePosixPath] = set()
     for member in members:
         path = _path_of(member.filename)
-        folders.update(path.parents)
+        # The folders above a known one are known.
+        folders.update(itertools.takewhile(lambda folder: folder not in folders, path.parents))
         if member.filename.endswith(("/", "\\")):
             folders.add(path)
         elif path in files:
             raise ModelError(f"{archive}: the member {_shown(member)} is there twice; {_ZIP_AGAIN}")
         else:
             files[path] = member
+        # The archive's own folder is none of them.
+        _check_count(len(files) + len(folders) - 1, archive, limits)
     if both := folders & files.keys():
         member = files[min(both)]
         raise ModelError(
@@ -268,8 +286,14 @@ def _fault_of(member: zipfile.ZipInfo) -> str | None:
         return fault
     if stat.S_ISLNK(member.external_attr >> 16):
         return "is a link; refused"
+    if member.flag_bits & _ENCRYPTED:
+        return f"is encrypted; {_ZIP_AGAIN}, without a password"
+    if member.flag_bits & _PATCHED:
+        return f"is a patch of another file; {_ZIP_AGAIN}"
     if not is_bounded(member):
-        return f"is compressed in an unusual way; {_ZIP_AGAIN}"
+        method = member.compress_type
+        shown = _OTHER_METHODS.get(method, f"the method {method}")
+        return f"is compressed by {shown}; expected Deflate or no compression: {_ZIP_AGAIN}"
     return None
 
 
@@ -300,6 +324,9 @@ def fault_of_name(name: str) -> str | None:
             f"has a name of {size} bytes; expected at most {_MOST_BYTES_OF_A_PATH}, and "
             f"{_MOST_BYTES} between two slashes"
         )
+    above = len(path.parts) - 1
+    if above > _MOST_FOLDERS_ABOVE:
+        return f"lies {above} folders deep; expected at most {_MOST_FOLDERS_ABOVE}"
     return None
 
 

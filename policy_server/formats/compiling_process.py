@@ -106,19 +106,20 @@ async def find_compiled(
         SchemaError: if schema.yaml disagrees with the policy.
         NotReadyError: if the process can't be started, is ended from outside, or takes too long.
     """
-    library = library_of(model.folder, settings.engine)
+    # In threads: this may run in a server's event loop, beside policies that answer.
+    library = await asyncio.to_thread(library_of, model.folder, settings.engine)
     digest = digest_of(model.digest, schema)
     if settings.engine == library != "numpy":
         digest = f"{digest} {library}"
-    kept = read_outcome(model.folder, digest)
+    kept = await asyncio.to_thread(read_outcome, model.folder, digest)
     if kept is not None and (kept.compiled is not None or settings.engine != "numpy"):
         return kept.compiled
     started = time.monotonic()
     logger.info("compiling_policy", extra={"path": str(model.folder)})
     content = await _compile(model.folder, digest, schema, settings, is_quiet=is_quiet)
-    outcome = decode(content, digest)
+    outcome = await asyncio.to_thread(decode, content, digest)
     assert outcome is not None, "the digest was the process's own argument"
-    write_outcome(model.folder, content)
+    await asyncio.to_thread(write_outcome, model.folder, content)
     engine = library if outcome.compiled is None else "numpy"
     seconds = round(time.monotonic() - started, 1)
     logger.info("policy_compiled", extra={"engine": engine, "seconds": seconds})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,6 +77,16 @@ class Format(Protocol):
                 `variables/variables.index`. The folder's own name tells no format. Nothing is to be
                 read from them: before a zip is unpacked, only the names are there. Those that lie
                 in the folder itself have to suffice, since they tell it from the folders above.
+        """
+
+    def whole(self, folder: PurePosixPath, paths: Sequence[PurePosixPath]) -> PurePosixPath:
+        """Return the folder of all that belongs to a policy: its own, or one that this lies in.
+
+        An example is an RLlib checkpoint around the folder of its RLModule.
+
+        Args:
+            folder: the one whose own files `can_read` took.
+            paths: those of all files that are there, by which the whole is told.
         """
 
     def load(

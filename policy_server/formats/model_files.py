@@ -18,6 +18,7 @@ __all__ = [
     "SOURCE_MARK",
     "Model",
     "bounded",
+    "check_count",
     "digest_of_file",
     "digest_of_files",
     "digest_of_path",
@@ -105,12 +106,25 @@ def bounded(found: Iterable[_Found], place: str) -> Iterator[_Found]:
         ModelError: if there are more.
     """
     for count, one in enumerate(found, 1):
-        if count > _MOST_FILES:
-            raise ModelError(
-                f"{place}: holds more than {_MOST_FILES} files; a policy has a few: name the "
-                "folder of one checkpoint"
-            )
+        check_count(count, place)
         yield one
+
+
+def check_count(count: int, place: str) -> None:
+    """Refuse a folder with more than 10,000 files and folders in it.
+
+    Args:
+        count: how many it has.
+        place: the folder, as the error names it.
+
+    Raises:
+        ModelError: if these are too many.
+    """
+    if count > _MOST_FILES:
+        raise ModelError(
+            f"{place}: holds more than {_MOST_FILES} files; a policy has a few: name the "
+            "folder of one checkpoint"
+        )
 
 
 def is_part_of_model(path: Path | PurePosixPath) -> bool:

@@ -146,8 +146,11 @@ def _is_tensorflow_checkpoint(known: Collection[str]) -> bool:
     )
 
 
-def _is_sbx(known: Collection[str]) -> bool:
-    """Return whether stable-baselines3's `model.save` wrote it for a network of JAX."""
+def _lacks_network(known: Collection[str]) -> bool:
+    """Return whether it is stable-baselines3's `model.save` without the weights of PyTorch.
+
+    SBX, which has networks of JAX, writes it so.
+    """
     marks = ("_stable_baselines3_version", "system_info.txt", "pytorch_variables.pth")
     return "data" in known and "policy.pth" not in known and any(name in known for name in marks)
 
@@ -155,8 +158,9 @@ def _is_sbx(known: Collection[str]) -> bool:
 _MEMBERS: Mapping[str, Callable[[Collection[str]], bool]] = {
     "a TensorFlow SavedModel": _has("saved_model.pb"),
     "a stable-baselines3 policy": _has("data", "policy.pth"),
-    "a policy of SBX, whose network of JAX is pickled among its settings; train it with "
-    "stable-baselines3, or write its actor as a SavedModel by `jax2tf`": _is_sbx,
+    "a policy of stable-baselines3 without its policy.pth; save it again; if it is SBX's, whose "
+    "network of JAX is pickled among its settings, train it with stable-baselines3, or write its "
+    "actor as a SavedModel by `jax2tf`": _lacks_network,
     "a policy of Stable Baselines 2: weights without their network; load it there, and write its "
     "action probabilities or its action as a SavedModel by "
     "`tf.compat.v1.saved_model.simple_save`": _has("data", "parameters", "parameter_list"),

@@ -274,7 +274,8 @@ def _policies_in(
 ) -> list[tuple[PurePosixPath, Format]]:
     """Return the highest folders that hold a policy, all at the same depth.
 
-    A policy's folder is the one whose own files a format reads, whatever lies in folders below.
+    A policy's folder is the one whose own files a format reads, whatever lies in folders below; or
+    the one that this is a part of.
     """
     folders: dict[PurePosixPath, dict[str, Path]] = {}
     for path in filter(is_part_of_model, paths):
@@ -285,7 +286,8 @@ def _policies_in(
         if (form := format_of(files, formats)) is not None
     ]
     depth = min((len(root.parts) for root, _ in found), default=0)
-    return [(root, form) for root, form in found if len(root.parts) == depth]
+    highest = [(root, form) for root, form in found if len(root.parts) == depth]
+    return [*{form.whole(root, paths): form for root, form in highest}.items()]
 
 
 def _only(

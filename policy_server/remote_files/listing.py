@@ -14,7 +14,12 @@ from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
 from policy_server.files.archives import fault_of_name
-from policy_server.formats.model_files import bounded, files_of_model, is_part_of_model
+from policy_server.formats.model_files import (
+    bounded,
+    check_count,
+    files_of_model,
+    is_part_of_model,
+)
 from policy_server.remote_files.store_clients import google_client, s3_client
 from policy_server.remote_files.uris import RemoteUri
 
@@ -117,7 +122,9 @@ def _fault_of(name: str) -> str | None:
 
 
 def _check_places(uri: RemoteUri, members: Iterable[RemoteMember]) -> None:
-    """Refuse a file that is a folder too, which stores allow."""
+    """Refuse a file that is a folder too, which stores allow, and too many folders."""
     names = {PurePosixPath(member.name) for member in members}
-    if both := sorted({folder for name in names for folder in name.parents} & names):
+    folders = {folder for name in names for folder in name.parents}
+    check_count(len(names) + len(folders) - 1, uri.public)
+    if both := sorted(folders & names):
         raise ModelError(f"{uri.public}: the file '{both[0]}' is a folder too; rename it")

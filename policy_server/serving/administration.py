@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,8 +20,9 @@ from policy_server.files.atomic import make_durable
 from policy_server.schema import can_stand_in_an_address
 from policy_server.serving.deployer import Deployer
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
-from policy_server.serving.draining import still_drains
+from policy_server.serving.draining import Draining, still_drains
 from policy_server.serving.ending import EndableWork
+from policy_server.serving.file_work import finish_in_thread, opened_in_thread
 from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = ["Administration"]
@@ -70,6 +70,7 @@ class Administration:
         self._files = files
         self._most = settings.max_unpacked_bytes
         self._home = settings.home
+        self._zip_name = settings.zip_path.name
         self._deployers: dict[str, Deployer] = {}
         self._coming: set[tuple[str, str]] = set()
         self._uploads = EndableWork()
@@ -133,21 +134,21 @@ class Administration:
             PolicyServerError: if it can't be deployed; everything is as it was then.
         """
         deployer = self.deployer_of(policy)
-        with (
-            self._reserved(deployer, version) as name,
-            self._files.incoming(policy, name) as upload,
-        ):
-            await self._receive(body, upload)
-            with _as_refusals():
-                model = await asyncio.to_thread(self._files.take, policy, name, upload)
-            deployed = DeployedVersion(name, model, percent, is_shadow)
-            try:
-                # Before the deployment that names it, which is written to the disk too.
-                await asyncio.to_thread(make_durable, self._home / model, below=self._home)
-                return await _deploy(deployer, deployed)
-            except BaseException:
-                self._files.forget(policy, deployed)
-                raise
+        with self._reserved(deployer, version) as name:
+            async with opened_in_thread(self._files.incoming(policy, name)) as upload:
+                await self._receive(body, upload)
+                with _as_refusals(upload):
+                    model = await finish_in_thread(self._files.take, policy, name, upload)
+                deployed = DeployedVersion(name, model, percent, is_shadow)
+                try:
+                    # Before the deployment that names it, which is written to the disk too.
+                    place = self._home / model
+                    await finish_in_thread(make_durable, place, below=self._home)
+                    with _as_refusals(place / self._zip_name, place):
+                        return await deployer.deploy(deployed)
+                except BaseException:
+                    await finish_in_thread(self._files.forget, policy, deployed)
+                    raise
 
     async def deploy_address(
         self, policy: str, version: str | None, model: str, *, percent: float, is_shadow: bool
@@ -168,10 +169,11 @@ class Administration:
         with self._reserved(deployer, version) as name:
             deployed = DeployedVersion(name, model, percent, is_shadow)
             try:
-                with self._files.incoming(policy, name):
-                    return await _deploy(deployer, deployed)
+                async with opened_in_thread(self._files.incoming(policy, name)):
+                    with _as_refusals():
+                        return await deployer.deploy(deployed)
             except BaseException:
-                self._files.forget(policy, deployed)
+                await finish_in_thread(self._files.forget, policy, deployed)
                 raise
 
     async def promote(
@@ -197,7 +199,8 @@ class Administration:
 
     async def _write(self, body: AsyncIterator[bytes], upload: Path) -> None:
         size = 0
-        with upload.open("wb") as file:
+        file = await finish_in_thread(lambda: upload.open("wb"))
+        try:
             async for data in body:
                 size += len(data)
                 if size > self._most:
@@ -205,7 +208,9 @@ class Administration:
                         f"the archive is larger than {self._most} bytes "
                         f"({ENV_PREFIX}MAX_UNPACKED_BYTES)"
                     )
-                await asyncio.to_thread(file.write, data)
+                await finish_in_thread(file.write, data)
+        finally:
+            await finish_in_thread(file.close)
 
     @contextmanager
     def _reserved(self, deployer: Deployer, version: str | None) -> Iterator[str]:
@@ -215,7 +220,7 @@ class Administration:
             *deployer.names,
             *(name for other, name in self._coming if other == policy),
         }
-        name = version if version is not None else _first_free(taken)
+        name = version if version is not None else _first_free(taken, deployer.draining)
         if not can_stand_in_an_address(name):
             raise DeploymentError(
                 f"the name {name!r} can't be used; use up to 63 letters, digits, '-' and '_', "
@@ -235,19 +240,21 @@ class Administration:
             self._coming.discard((policy, name))
 
 
-async def _deploy(deployer: Deployer, version: DeployedVersion) -> Deployment:
-    with _as_refusals():
-        return await deployer.deploy(version)
-
-
 @contextmanager
-def _as_refusals() -> Iterator[None]:
-    """Refuse a model that can't be served; it is the caller's, and no failure of the server."""
+def _as_refusals(*places: Path) -> Iterator[None]:
+    """Refuse a model that can't be served; it is the caller's, and no failure of the server.
+
+    The message names the caller's archive in place of the paths that it lay at, which are gone.
+    """
     try:
         yield
     except (ModelError, SchemaError, SettingsError) as error:
-        raise DeploymentError(error.message) from error
+        message = error.message
+        for place in places:
+            message = message.replace(str(place), "the archive")
+        raise DeploymentError(message) from error
 
 
-def _first_free(taken: Collection[str]) -> str:
-    return next(name for count in itertools.count(2) if (name := f"v{count}") not in taken)
+def _first_free(taken: Collection[str], draining: Draining) -> str:
+    names = (f"v{count}" for count in itertools.count(2))
+    return next(name for name in names if name not in taken and name not in draining)

@@ -8,6 +8,7 @@ import time
 
 from policy_server.serving.deployment import Deployment
 from policy_server.serving.deployment_store import DeploymentStore
+from policy_server.serving.file_work import finish_in_thread
 from policy_server.serving.slot import PolicySlot
 
 __all__ = ["StoredDeployment"]
@@ -85,22 +86,7 @@ class StoredDeployment:
         Args:
             deployment: the one that follows the one that is there.
         """
-        writing = asyncio.create_task(
-            asyncio.to_thread(self._store.write, self._slot.name, deployment)
-        )
-        cancelled: asyncio.CancelledError | None = None
-        while not writing.done():
-            try:
-                await asyncio.wait([writing])
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is None:
-            return writing.result()
-        task = asyncio.current_task()
-        if writing.exception() is not None or task is None:
-            raise cancelled
-        task.cancel()
-        return None
+        await finish_in_thread(self._store.write, self._slot.name, deployment)
 
     async def latest(self) -> Deployment | None:
         """Return the deployment that a change is made of; None where none was made before.

@@ -6,6 +6,7 @@ import stat
 import struct
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -41,6 +42,26 @@ def assert_refused(path: Path, *says: str, max_bytes: int = BIG) -> None:
         assert words in caught.value.message
 
 
+def refusal_of(path: Path) -> str:
+    """Return the one line that refuses a zip."""
+    with pytest.raises(ModelError) as caught:
+        unpack(path)
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def changed(path: Path, places: tuple[int, int], change: Callable[[int], int]) -> Path:
+    """Change a number of the first member where it stands, in its own head and in the list."""
+    content = bytearray(path.read_bytes())
+    for signature, place in zip((b"PK\x03\x04", b"PK\x01\x02"), places, strict=True):
+        at = content.index(signature) + place
+        content[at : at + 2] = change(int.from_bytes(content[at : at + 2], "little")).to_bytes(
+            2, "little"
+        )
+    path.write_bytes(content)
+    return path
+
+
 def test_files_below_a_folder_are_unpacked_where_they_are_wanted(tmp_path: Path) -> None:
     files = {"export/a": b"1", "export/sub/b": b"2", "export/sub/c": b"3", "exported/d": b"4"}
     path, target = zip_of(tmp_path / "a.zip", files), tmp_path / "target"
@@ -66,11 +87,26 @@ def test_archive_without_compression_is_unpacked(tmp_path: Path) -> None:
     assert unpack(zip_of(tmp_path / "a.zip", method=0)) == FILES
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA], ids=["bz2", "xz"])
-def test_compression_that_may_fill_the_memory_is_refused(tmp_path: Path, method: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "shown"), [(zipfile.ZIP_BZIP2, "bzip2"), (zipfile.ZIP_LZMA, "LZMA")]
+)
+def test_compression_that_may_fill_the_memory_is_refused(
+    tmp_path: Path, method: int, shown: str
+) -> None:
     path = zip_of(tmp_path / "a.zip", method=method)
 
-    assert_refused(path, "the member 'saved_model.pb' is compressed in an unusual way")
+    assert_refused(
+        path,
+        f": the member 'saved_model.pb' is compressed by {shown}; expected Deflate or no "
+        "compression: zip the exported folder again",
+    )
+
+
+@pytest.mark.parametrize(("method", "shown"), [(93, "Zstandard"), (77, "the method 77")])
+def test_compression_that_python_lacks_is_refused(tmp_path: Path, method: int, shown: str) -> None:
+    path = changed(zip_of(tmp_path / "a.zip"), (8, 10), lambda _: method)
+
+    assert_refused(path, f"is compressed by {shown}; expected Deflate or no compression")
 
 
 def test_backslashes_of_windows_tools_are_folders(tmp_path: Path) -> None:
@@ -144,22 +180,74 @@ def test_limit_holds_for_all_files_together(tmp_path: Path) -> None:
     assert unpack(path, max_bytes=total) == FILES
 
 
-def test_archive_of_very_many_files_is_refused(tmp_path: Path) -> None:
-    files = {f"{index}": b"" for index in range(10_001)}
+@pytest.mark.parametrize(
+    "files",
+    [
+        [f"{index}" for index in range(9_901)],
+        [f"{index}/f" for index in range(4_951)],
+        [f"{index}/" + "a/" * 63 + "f" for index in range(160)],
+        [*(f"{index}/" for index in range(9_900)), "f"],
+    ],
+    ids=["files", "a folder each", "deep folders", "empty folders"],
+)
+def test_archive_of_very_many_files_and_folders_is_refused(
+    tmp_path: Path, files: list[str]
+) -> None:
+    path = zip_of(tmp_path / "a.zip", dict.fromkeys(files, b""), method=0)
 
-    assert_refused(
-        zip_of(tmp_path / "a.zip", files, method=0), "holds 10001 files, more than 10000"
+    assert_refused(path, "holds more than 9900 files and folders; a policy has a few: zip the ")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize("name", ["a/" * 65 + "f", "a/" * 66, "a\\" * 65 + "f"])
+def test_member_below_more_folders_than_anybody_has_is_refused(tmp_path: Path, name: str) -> None:
+    path = zip_of(tmp_path / "a.zip", {**FILES, name: b""})
+
+    assert_refused(path, "lies 65 folders deep; expected at most 64")
+
+
+def test_archive_of_as_many_files_and_folders_as_may_be_is_unpacked(tmp_path: Path) -> None:
+    deep = "a/" * 64
+    files = {**FILES, f"{deep}f": b"", **{f"{deep}{index}/": b"" for index in range(9_900 - 69)}}
+    notes = {"__MACOSX/" + "a/" * 60 + f"{index}/f": b"" for index in range(60)}
+
+    assert unpack(zip_of(tmp_path / "a.zip", files, method=0)) == {**FILES, f"{deep}f": b""}
+    assert unpack(zip_of(tmp_path / "b.zip", {**FILES, **notes}))["saved_model.pb"] == b"graph"
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        (1, "is encrypted; zip the exported folder again, without a password"),
+        (0x40, "is encrypted; zip the exported folder again, without a password"),
+        (0x20, "is a patch of another file; zip the exported folder again"),
+    ],
+    ids=["password", "strong", "patch"],
+)
+def test_member_that_is_no_plain_file_is_refused(tmp_path: Path, flag: int, says: str) -> None:
+    path = changed(zip_of(tmp_path / "a.zip"), (6, 8), lambda flags: flags | flag)
+
+    assert refusal_of(path) == f"{path}: the member 'saved_model.pb' {says}"
+
+
+def test_archive_of_a_later_version_is_refused_without_a_wrong_remedy(tmp_path: Path) -> None:
+    path = changed(zip_of(tmp_path / "a.zip"), (4, 6), lambda _: 255)
+
+    assert refusal_of(path) == (
+        f"{path}: can't be unpacked: zip file version 25.5; zip the exported folder again"
     )
 
 
-def test_encrypted_archive_is_refused(tmp_path: Path) -> None:
+def test_member_that_ends_too_early_is_refused_with_its_reason(tmp_path: Path) -> None:
+    """The length of what lies between the member's name and its bytes leads beyond the file."""
     path = zip_of(tmp_path / "a.zip")
-    data = bytearray(path.read_bytes())
-    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        data[data.index(signature) + offset] |= 1
-    path.write_bytes(data)
+    content = bytearray(path.read_bytes())
+    content[28:30] = b"\xff\xff"
+    path.write_bytes(content)
 
-    assert_refused(path, "can't be unpacked", "encrypted", "without a password")
+    assert refusal_of(path) == (
+        f"{path}: is damaged: a member ends too early; zip the exported folder again"
+    )
 
 
 @pytest.mark.parametrize("names", [["variables", "variables/index"], ["variables", "variables/"]])

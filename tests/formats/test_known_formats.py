@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -21,7 +21,7 @@ from tests.support.library_policies import unzipped
 
 IMPORTS = """
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from policy_server.formats.known_formats import FORMATS
 import policy_server.backends.local, policy_server.formats.compiling_process
 print([form.name for form in FORMATS if form.can_read({"saved_model.pb": Path("saved_model.pb")})])
@@ -48,6 +48,10 @@ class NamedFormat:
 
     def beside(self, name: str) -> Sequence[str]:  # noqa: ARG002 -- of the format's signature
         return ()
+
+    def whole(self, folder: PurePosixPath, paths: Sequence[PurePosixPath]) -> PurePosixPath:  # noqa: ARG002 -- of the format's signature
+        """Return the folder itself."""
+        return folder
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

@@ -227,8 +227,11 @@ def test_file_that_cant_be_told_or_read_has_no_name(tmp_path: Path) -> None:
         (["policy.onnx", "policy.onnx.data"], "an ONNX model"),
         (["checkpoint", "m.index", "m.data-00000-of-00001"], "a TensorFlow checkpoint"),
         (["_METADATA", "manifest.ocdbt", "d/0"], "an Orbax checkpoint of JAX"),
-        (["data", "_stable_baselines3_version", "system_info.txt"], "a policy of SBX"),
-        (["data", "pytorch_variables.pth"], "a policy of SBX"),
+        (
+            ["data", "_stable_baselines3_version", "system_info.txt"],
+            "a policy of stable-baselines3 without its policy.pth; save it again; if it is SBX's",
+        ),
+        (["data", "pytorch_variables.pth"], "a policy of stable-baselines3 without its policy.pth"),
         (["data", "parameters", "parameter_list"], "a policy of Stable Baselines 2"),
         (["w.npy", "b.npy"], "an archive of NumPy arrays"),
     ],

@@ -15,6 +15,7 @@ from policy_server.errors import ModelError
 from policy_server.formats import load_policy
 from policy_server.formats.model_files import digest_of_files, files_of_model
 from policy_server.remote_files import bring_files, fetch_files
+from policy_server.remote_files.listing import list_folder
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
 from tests.support.library_policies import POLICIES
@@ -259,6 +260,17 @@ def test_prefix_with_too_many_files_that_are_no_models_is_refused(
         google(f"run/{name}", b"x")
 
     assert_refused(settings, f"gs://{BUCKET}/run/", "holds more than 2 files")
+
+
+def test_prefix_with_too_many_folders_is_refused_before_they_are_made(
+    google: Callable[[str, bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("policy_server.formats.model_files._MOST_FILES", 4)
+    for name in ("saved_model.pb", "a/b/c/d"):
+        google(f"run/{name}", b"x")
+
+    with pytest.raises(ModelError, match="holds more than 4 files"):
+        list_folder(uri(f"gs://{BUCKET}/run/"), silence_s=60.0)
 
 
 def test_folder_that_changes_meanwhile_is_not_mixed(

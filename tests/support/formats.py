@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
@@ -33,6 +33,10 @@ class NotesFormat:
     def beside(self, name: str) -> Sequence[str]:
         """Return the names of the scale, and of more notes of the same name."""
         return ("scale.txt", f"{name}.more")
+
+    def whole(self, folder: PurePosixPath, paths: Sequence[PurePosixPath]) -> PurePosixPath:  # noqa: ARG002 -- of the format's signature
+        """Return the folder itself."""
+        return folder
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

@@ -6,7 +6,7 @@ Neither Keras nor TensorFlow is imported, and no code of a file is run. h5py rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
@@ -35,6 +35,10 @@ class KerasFormat:
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether the files are a Keras file's members; see `Format.can_read`."""
         return _CONFIG in files and _WEIGHTS in files
+
+    def whole(self, folder: PurePosixPath, paths: Sequence[PurePosixPath]) -> PurePosixPath:  # noqa: ARG002 -- of the format's signature
+        """Return the folder itself; see `Format.whole`."""
+        return folder
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

@@ -6,7 +6,7 @@ The package onnx reads them; NumPy computes them where that is proved equal, onn
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from policy_server.formats.recognition import ONNX_HEAD
 from policy_server.policy import Policy
@@ -37,6 +37,10 @@ class OnnxFormat:
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether a file ends in .onnx; see `Format.can_read`."""
         return any(name.endswith(_SUFFIX) and "/" not in name for name in files)
+
+    def whole(self, folder: PurePosixPath, paths: Sequence[PurePosixPath]) -> PurePosixPath:  # noqa: ARG002 -- of the format's signature
+        """Return the folder itself; see `Format.whole`."""
+        return folder
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

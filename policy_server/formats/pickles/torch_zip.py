@@ -10,6 +10,7 @@ import math
 import re
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ class _Reading:
             size: in bytes.
 
         Raises:
-            ValueError: if a member is packed: PyTorch's never are, so sizes are as stated.
+            ValueError: if a member is packed: PyTorch's never are, so sizes are as stated; or is
+                there twice, so that it depends on the reader which one counts.
         """
         self._archive = archive
         self._subject = subject
@@ -90,7 +92,10 @@ class _Reading:
         # Members may lie over each other, and tensors share a storage: a few bytes for each.
         self._unread, self._uncopied = size, _MOST_COPIES * size
         if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-            raise ValueError("has packed members")
+            raise ValueError("has packed members; expected them as they are")
+        for name, count in Counter(archive.namelist()).items():
+            if count > 1:
+                raise ValueError(f"has the member {name[:60]!r} {count} times")
         roots = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(roots) != 1:
             raise ValueError(f"has {len(roots)} files data.pkl")

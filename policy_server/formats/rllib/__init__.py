@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
@@ -19,6 +19,17 @@ _MARKS = (
     "policy_state.pkl",
     "policy_state.msgpck",
 )
+_LEARNER = "learner_group"
+# The folders and files of a whole checkpoint, one of which tells that it is one.
+_PARTS = (
+    _LEARNER,
+    "env_runner",
+    "eval_env_runner",
+    "env_to_module_connector",
+    "module_to_env_connector",
+    "algorithm_state.pkl",
+    "algorithm_state.msgpack",
+)
 
 
 class RllibFormat:
@@ -30,7 +41,9 @@ class RllibFormat:
 
     def can_read(self, files: Mapping[str, Path]) -> bool:
         """Return whether the files are an RLlib checkpoint's; see `Format.can_read`."""
-        return any(mark in files for mark in _MARKS)
+        return any(mark in files for mark in _MARKS) or any(
+            name.startswith(f"{_LEARNER}/") and PurePosixPath(name).name in _MARKS for name in files
+        )
 
     def file_name(self, head: bytes) -> None:
         """Return None: the policy is never one file; see `Format.file_name`."""
@@ -38,6 +51,19 @@ class RllibFormat:
     def beside(self, name: str) -> Sequence[str]:  # noqa: ARG002 -- of the format's signature
         """Return no names; see `Format.beside`."""
         return ()
+
+    def whole(self, folder: PurePosixPath, paths: Sequence[PurePosixPath]) -> PurePosixPath:
+        """Return the checkpoint's folder where the policy's is a part of one; see `Format.whole`.
+
+        Without its rllib_checkpoint.json too, since its filters belong to the policy.
+        """
+        levels = [above for above in (folder, *folder.parents) if above.name == _LEARNER]
+        if not levels:
+            return folder
+        checkpoint = levels[0].parent
+        others = [path for path in paths if not path.is_relative_to(folder)]
+        is_there = any(path.is_relative_to(checkpoint / part) for part in _PARTS for path in others)
+        return checkpoint if is_there else folder
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

@@ -202,18 +202,39 @@ def _pipeline_folder(
     """Return the folder of a connector pipeline; None where the checkpoint has none.
 
     It lies below the environment runner's, or in the checkpoint itself where all runners were
-    remote (`create_local_env_runner=False`).
+    remote (`create_local_env_runner=False`). An algorithm that was trained on recorded data alone
+    has none.
     """
     runner = root / "env_runner"
     for folder in (runner / name, root / name):
         if str(folder / _DESCRIPTION) in files:
             return folder
-    if any(runner in PurePosixPath(file).parents for file in files):
+    if not _is_offline(files, root):
         raise ModelError(
-            f"{runner / name / _DESCRIPTION}: is missing beside the environment runner's other "
-            "files; copy the whole checkpoint"
+            f"{runner / name / _DESCRIPTION}: is missing beside the checkpoint's other files; copy "
+            "the whole checkpoint"
         )
     return None
+
+
+def _is_offline(files: Mapping[str, Path], root: PurePosixPath) -> bool:
+    """Return whether a checkpoint says that its algorithm had no environment.
+
+    Source: `is_online` and `is_offline` of `ray.rllib.algorithms.algorithm_config`.
+    """
+    name = str(root / _DESCRIPTION)
+    if name not in files:
+        return False
+    try:
+        settings = _read_description(files, name)["ctor_args_and_kwargs"][0][0]
+    except (IndexError, KeyError, TypeError, ModelError):
+        return False
+    if not isinstance(settings, Mapping):
+        return False
+    source = settings.get("input_")
+    first = source[0] if isinstance(source, list) and source else source
+    is_recorded = isinstance(first, str) and first != "sampler"
+    return not settings.get("_is_online", not is_recorded)
 
 
 def _read_module(files: Mapping[str, Path], folder: PurePosixPath) -> RlModule:
@@ -400,7 +421,9 @@ def unpack_msgpack(content: bytes, subject: str) -> Any:  # noqa: ANN401 -- any 
     try:
         return msgpack.unpackb(content, object_hook=_array_of, strict_map_key=False)
     except _MSGPACK_ERRORS as error:
-        raise ModelError(f"{subject}: is damaged: {error}; save the checkpoint anew") from error
+        # Some have no words, such as that of values in values without end.
+        reason = str(error) or f"msgpack's {type(error).__name__}"
+        raise ModelError(f"{subject}: is damaged: {reason}; save the checkpoint anew") from error
 
 
 def _read_pickle(files: Mapping[str, Path], name: str) -> Any:  # noqa: ANN401 -- a pickle's content

@@ -6,7 +6,7 @@ The only package that imports TensorFlow, and only when a policy is loaded or wr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from policy_server.policy import Policy
 from policy_server.schema import ServerSchema
@@ -34,6 +34,10 @@ class SavedModelFormat:
     def beside(self, name: str) -> Sequence[str]:  # noqa: ARG002 -- of the format's signature
         """Return no names; see `Format.beside`."""
         return ()
+
+    def whole(self, folder: PurePosixPath, paths: Sequence[PurePosixPath]) -> PurePosixPath:  # noqa: ARG002 -- of the format's signature
+        """Return the folder itself; see `Format.whole`."""
+        return folder
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

@@ -82,6 +82,8 @@ _OUTPUT_SYNONYMS = {"actions": "actions_0", "behaviour_logits": DISTRIBUTION_INP
 # TensorFlow names the node and its Python stack around the reason.
 _EXECUTION_ERROR = re.compile(r"\nNode: '[^']*'\n(.*?)(?:\n\t \[\[|$)", re.DOTALL)
 _REASON_CHARACTERS = 200
+# TensorFlow counts a node's outputs in 32 bits, and takes others for arguments that don't fit.
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -393,7 +395,14 @@ def _is_number(dtype: str) -> bool:
 
 
 def _tensor(info: Any) -> str:  # noqa: ANN401 -- TensorFlow is untyped
-    return str(info.name)
+    name = str(info.name)
+    _, colon, index = name.partition(":")
+    if colon and not _INDEX.fullmatch(index):
+        raise ModelError(
+            f"saved_model.pb: the signature has {name[:60]!r}, expected a tensor, such as "
+            "'logits:0'; export the policy again"
+        )
+    return name
 
 
 def _signature_tensor(name: str, info: Any) -> SignatureTensor:  # noqa: ANN401 -- TensorFlow is untyped

@@ -6,7 +6,7 @@ Nothing of stable-baselines3, PyTorch or gymnasium is imported, and no code of a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from policy_server.formats.stable_baselines3.file_names import (
     DATA_FILE,
@@ -37,6 +37,10 @@ class StableBaselines3Format:
     def beside(self, name: str) -> Sequence[str]:  # noqa: ARG002 -- one name for all
         """Return the names of VecNormalize's statistics; see `Format.beside`."""
         return STATISTICS_FILES
+
+    def whole(self, folder: PurePosixPath, paths: Sequence[PurePosixPath]) -> PurePosixPath:  # noqa: ARG002 -- of the format's signature
+        """Return the folder itself; see `Format.whole`."""
+        return folder
 
     def load(
         self, files: Mapping[str, Path], schema: ServerSchema | None, *, engine: Engine

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -112,6 +113,19 @@ def test_packed_members_are_refused(tmp_path: Path) -> None:
     path = written(members_of(tmp_path), tmp_path / "new.pth", zipfile.ZIP_DEFLATED)
 
     with pytest.raises(ModelError, match="packed members"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("name", ["archive/data/0", "archive/version", "archive/byteorder"])
+def test_member_that_is_there_twice_is_refused(tmp_path: Path, name: str) -> None:
+    """Readers differ in the one that counts, so that two of them would serve two policies."""
+    members = members_of(tmp_path)
+    path = written(members, tmp_path / "new.pth")
+    with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings(action="ignore"):
+        for _ in range(2 if name not in members else 1):
+            archive.writestr(name, members.get(name, b"little"))
+
+    with pytest.raises(ModelError, match=f"^new\\.pth: [^\n]*has the member '{name}' 2 times"):
         read_tensors(path)
 
 

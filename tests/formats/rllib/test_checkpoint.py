@@ -16,10 +16,12 @@ from ray import cloudpickle
 
 from policy_server.errors import ModelError, SchemaError
 from policy_server.formats import load_policy
+from policy_server.formats.finding import prepare_policy
 from policy_server.formats.known_formats import FORMATS
 from policy_server.formats.model_files import files_of_model
 from policy_server.formats.rllib import RllibFormat
 from policy_server.schema import parse_schema
+from policy_server.settings import Settings
 from tests.support.library_policies import unzipped
 
 MODULE = Path("learner_group/learner/rl_module/default_policy")
@@ -130,6 +132,69 @@ def test_whole_checkpoint_that_lost_its_connectors_is_refused(
     assert message.startswith(f"env_runner/{pipeline}/class_and_ctor_args.pkl: is missing beside ")
 
 
+def test_whole_checkpoint_that_lost_its_environment_runner_is_refused(tmp_path: Path) -> None:
+    folder = unzipped("rllib_ppo_meanstd", "checkpoint.zip", tmp_path)
+    shutil.rmtree(folder / "env_runner")
+
+    assert refusal_of(folder) == (
+        "env_runner/env_to_module_connector/class_and_ctor_args.pkl: is missing beside the "
+        "checkpoint's other files; copy the whole checkpoint"
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"_is_online": False, "input_": "sampler"}, {"input_": "/data"}, {"input_": ["/a", "/b"]}],
+    ids=["told", "earlier Ray", "two paths"],
+)
+def test_checkpoint_of_an_algorithm_without_an_environment_is_read(
+    tmp_path: Path, settings: dict[str, object]
+) -> None:
+    folder = unzipped("rllib_ppo_meanstd", "checkpoint.zip", tmp_path)
+    shutil.rmtree(folder / "env_runner")
+    described: dict[str, object] = {"class": "MARWIL", "ctor_args_and_kwargs": ((settings,), {})}
+    (folder / "class_and_ctor_args.pkl").write_bytes(pickle.dumps(described))
+
+    assert any("RLModule alone" in finding for finding in load_policy(folder).signature.findings)
+
+
+# A lone RLModule may lie in the folders that it had in its checkpoint.
+@pytest.mark.parametrize(
+    ("lost", "beside", "end"),
+    [
+        (["rllib_checkpoint.json"], "", "whole"),
+        (["env_runner"], "", "refused"),
+        (["rllib_checkpoint.json", "env_runner"], "algorithm_state.pkl", "refused"),
+        (["rllib_checkpoint.json", "env_runner"], "learner_group/metadata.json", "refused"),
+        (["rllib_checkpoint.json", "env_runner"], "", "alone"),
+    ],
+)
+@pytest.mark.parametrize("archive", ["", "zip"], ids=["folder", "zip"])
+@pytest.mark.parametrize("above", ["", "runs/7/"], ids=["", "deeper"])
+def test_part_of_a_checkpoint_is_told_by_what_lies_beside_it(
+    tmp_path: Path, lost: list[str], beside: str, end: str, archive: str, above: str
+) -> None:
+    whole = load_policy(unzipped("rllib_ppo_meanstd", "checkpoint.zip", tmp_path / "whole"))
+    source = tmp_path / "source"
+    folder = unzipped("rllib_ppo_meanstd", "checkpoint.zip", source / above)
+    for name in lost:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in filter(None, ("schema.yaml", beside)):
+        (folder / name).write_text("{}")
+    if archive:
+        source = Path(shutil.make_archive(str(tmp_path / "policy"), archive, source))
+
+    found = prepare_policy(source, tmp_path / "models", Settings(home=tmp_path))
+
+    if end == "refused":
+        assert "copy the whole checkpoint" in refusal_of(found)
+        return
+    findings = load_policy(found).signature.findings
+    assert (findings == whole.signature.findings) == (end == "whole")
+    assert any("RLModule alone" in finding for finding in findings) == (end == "alone")
+
+
 def test_connectors_of_a_checkpoint_without_a_local_env_runner_are_read(tmp_path: Path) -> None:
     whole = load_policy(unzipped("rllib_ppo_meanstd", "checkpoint.zip", tmp_path / "whole"))
     folder = unzipped("rllib_ppo_meanstd", "checkpoint.zip", tmp_path / "remote")
@@ -174,6 +239,15 @@ def test_truncated_pickle_is_refused(tmp_path: Path, name: Path) -> None:
     for size in (0, 1, len(whole) // 2, len(whole) - 1):
         (folder / name).write_bytes(whole[:size])
         assert str(name) in refusal_of(folder)
+
+
+def test_msgpack_that_is_nested_without_end_is_refused_with_its_reason(tmp_path: Path) -> None:
+    folder = unzipped("rllib_ppo_discrete", "module_msgpack.zip", tmp_path)
+    (folder / "module_state.msgpack").write_bytes(b"\x91" * 100_000 + b"\x90")
+
+    assert refusal_of(folder) == (
+        "module_state.msgpack: is damaged: msgpack's StackError; save the checkpoint anew"
+    )
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,21 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     assert message.endswith("); export the policy again")
 
 
+@pytest.mark.parametrize("index", ["9999999999", "-1", "x", ""])
+def test_signature_of_a_tensor_that_can_not_be_is_refused(index: str, tmp_path: Path) -> None:
+    names = []
+
+    def change(document: saved_model_pb2.SavedModel) -> None:
+        info = document.meta_graphs[0].signature_def["serving_default"].outputs["actions_0"]
+        info.name = f"{info.name.partition(':')[0]}:{index}"
+        names.append(info.name)
+
+    assert refusal(edited(V1Policy().save(tmp_path / "m"), change)) == (
+        f"saved_model.pb: the signature has '{names[0]}', expected a tensor, such as 'logits:0'; "
+        "export the policy again"
+    )
+
+
 def test_signature_of_a_tensor_that_is_not_there_is_refused(tmp_path: Path) -> None:
     def rename(document: saved_model_pb2.SavedModel) -> None:
         signature = document.meta_graphs[0].signature_def["serving_default"]
