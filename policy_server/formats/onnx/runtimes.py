@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -129,6 +130,9 @@ class _OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, proto: Any, is_literal: bool) -> None:  # noqa: ANN401, FBT001 -- onnx is untyped
+        # Else its import begins to tell Microsoft of each session, by the network and by files in
+        # the home folder; later is too late.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
