@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
+from policy_server.formats.onnx.library_messages import reason_of
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.plan import Plan
 from policy_server.installation import is_installed
@@ -18,7 +18,6 @@ from policy_server.installation import is_installed
 __all__ = ["GraphRunError", "Runtime", "has_onnxruntime", "open_runtime", "row_function"]
 
 Array = NDArray[Any]
-_ERROR_LENGTH = 200
 _QUIET = 4
 
 
@@ -66,7 +65,7 @@ def open_runtime(model: OnnxModel, tensors: Sequence[str], *, is_literal: bool =
         return _OnnxRuntime(proto, is_literal) if has_onnxruntime() else _Reference(proto)
     except Exception as error:
         raise ModelError(
-            f"{model.name}: can't be computed: {_short(error)}; export it again"
+            f"{model.name}: can't be computed: {reason_of(error)}; export it again"
         ) from error
 
 
@@ -159,7 +158,7 @@ class _OnnxRuntime:
         try:
             found = self._session.run(self._outputs, known)
         except Exception as error:
-            raise GraphRunError(_short(error)) from error
+            raise GraphRunError(reason_of(error)) from error
         return dict(zip(self._outputs, map(np.asarray, found), strict=True))
 
 
@@ -177,12 +176,5 @@ class _Reference:
             with np.errstate(all="ignore"):
                 found = self._evaluator.run(None, dict(feeds))
         except Exception as error:
-            raise GraphRunError(_short(error)) from error
+            raise GraphRunError(reason_of(error)) from error
         return dict(zip(self._evaluator.output_names, map(np.asarray, found), strict=True))
-
-
-def _short(error: Exception) -> str:
-    # onnxruntime begins with its own codes, and names the place in its sources.
-    words = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+\.(cc|h):\d+ ", "", str(error))
-    words = " ".join(words.split()) or type(error).__name__
-    return words if len(words) <= _ERROR_LENGTH else f"{words[:_ERROR_LENGTH]}…"
