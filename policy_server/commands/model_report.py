@@ -16,7 +16,7 @@ from policy_server.commands.policy_files import (
     signature_of,
     unzipped_model,
 )
-from policy_server.errors import ModelError, SchemaError
+from policy_server.errors import ModelError, SchemaError, printable
 from policy_server.installation import command_for
 from policy_server.policy import (
     ActionComponent,
@@ -141,7 +141,7 @@ def report_as_text(report: ModelReport) -> list[str]:
     }
     return _table(
         [
-            (key if i == 0 else "", line)
+            (key if i == 0 else "", printable(line))
             for key, lines in sections.items()
             for i, line in enumerate(lines)
         ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from policy_server.access_keys import random_key
 from policy_server.commands.drafted_observations import draft_observations
 from policy_server.commands.policy_files import find_source, signature_of, unzipped_model
-from policy_server.errors import ModelError, SchemaError, SeveralPoliciesError
+from policy_server.errors import ModelError, SchemaError, SeveralPoliciesError, printable
 from policy_server.files.atomic import write_whole
 from policy_server.policy import ActionComponent, PolicySignature
 from policy_server.schema import (
@@ -79,7 +79,9 @@ def draft_schema(
                 raise
             text = _HINTS + _draft_team(files, _model_of(source, home), several.names)
             text += "parameters:\n"
-    text = f"# Drafted from {source.name}.\n{text}  api_key: {json.dumps(random_key(18))}\n"
+    text = (
+        f"# Drafted from {printable(source.name)}.\n{text}  api_key: {json.dumps(random_key(18))}\n"
+    )
     parse_schema_file(text)
     return text
 
@@ -134,8 +136,9 @@ def _draft_policy(folder: Path, module: str | None) -> str:
         signature = signature_of(folder, ServerSchema(discrete=True))
         note = _UNKNOWN_MEANING
     if signature.mask_name is not None:
+        mask = printable(signature.mask_name)
         note += (
-            f"# Beside the observation a request may have {signature.mask_name}, the action mask:\n"
+            f"# Beside the observation a request may have {mask}, the action mask:\n"
             f"# 1 or 0 for each of the {sum(signature.mask_sizes)} choices. If listed below, it is "
             "required.\n"
         )
