@@ -24,8 +24,9 @@ _MOST_IN_SHAPE = 1_000
 def check_sizes(model: OnnxModel) -> None:
     """Refuse a graph that makes a tensor too large to compute, for one observation.
 
-    ONNX's own rules tell the shapes from the constants. Sizes that it computes of an observation
-    are not known here; the memory of a call is bounded where calls are made.
+    ONNX's own rules tell the shapes from the constants. Sizes that the graph computes are not known
+    here: the memory of the process that compiles a policy is bounded, and that of a call where
+    calls are made.
 
     Args:
         model: the graph.
@@ -37,7 +38,8 @@ def check_sizes(model: OnnxModel) -> None:
     from onnx.checker import ValidationError
 
     try:
-        inferred = shape_inference.infer_shapes(_for_one(model), data_prop=True)
+        # Sizes that it computes stay unknown: to compute them (data_prop) may take any memory too.
+        inferred = shape_inference.infer_shapes(_for_one(model))
     except (RuntimeError, ValidationError, shape_inference.InferenceError):
         # A runtime says what is wrong, or computes it none the less.
         return

@@ -96,15 +96,6 @@ LARGE = [
         ],
         id="MelWeightMatrix",
     ),
-    pytest.param(
-        [
-            node("Shape", ["net"], ["sizes"], start=1),
-            whole("n", MANY),
-            node("Mul", ["sizes", "n"], ["computed"]),
-            node("ConstantOfShape", ["computed"], ["x"]),
-        ],
-        id="size that is computed of another",
-    ),
 ]
 
 
