@@ -93,14 +93,16 @@ def inspect_model(
         if schema is None and policy is not None:
             raise SchemaError(f"--policy: {policy!r} is of no schema.yaml; beside {source} is none")
         if schema is None:
-            return ModelReport(source, signature_of(folder, None), None, None, path)
+            return ModelReport(source, signature_of(folder, None, settings), None, None, path)
         try:
             with named_as_example(schema, draft=_draft_to(path, schema)):
-                signature = signature_of(folder, read_schema(schema, policy))
+                signature = signature_of(folder, read_schema(schema, policy), settings)
                 return ModelReport(source, signature, schema, None, path)
         except SchemaError as error:
             try:
-                return ModelReport(source, signature_of(folder, None), schema, error.message, path)
+                return ModelReport(
+                    source, signature_of(folder, None, settings), schema, error.message, path
+                )
             except ModelError:
                 raise error from None
 

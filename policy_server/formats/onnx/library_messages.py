@@ -29,6 +29,7 @@ def reason_of(error: Exception) -> str:
         error: the library's error.
     """
     words = _ASSERTION.sub("", _CODES.sub("", " ".join(str(error).split())))
+    words = words.replace("std::bad_alloc", "it takes more memory than there is")
     while (place := _PLACE.search(words)) is not None:
         words = words[: place.start()] + _without_function(words[place.end() :])
     words = words.strip() or type(error).__name__

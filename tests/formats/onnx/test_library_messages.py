@@ -43,11 +43,23 @@ FAIL = "[ONNXRuntimeError] : 1 : FAIL : "
             "Warning: invalid version",
         ),
         ("Node () Op (Add) [ShapeInferenceError] Incompatible", None),
+        (f"{FAIL}std::bad_alloc", "it takes more memory than there is"),
         ("", "ValueError"),
         ("a" * 300, f"{'a' * 200}…"),
         (f"{FAIL}{GRAPH[:-8]}", "ValueError"),
     ],
-    ids=["place", "two places", "helper", "template", "assertion", "plain", "none", "long", "cut"],
+    ids=[
+        "place",
+        "two places",
+        "helper",
+        "template",
+        "assertion",
+        "plain",
+        "memory",
+        "none",
+        "long",
+        "cut",
+    ],
 )
 def test_reason_is_in_words_alone(message: str, reason: str | None) -> None:
     assert reason_of(ValueError(message)) == (message if reason is None else reason)
