@@ -43,6 +43,7 @@ __all__ = [
     "UnsupportedEncodingError",
     "UpgradeRequiredError",
     "UsageError",
+    "printable",
 ]
 
 
@@ -65,7 +66,7 @@ class PolicyServerError(Exception):
     headers: Mapping[str, str] = {}
 
     def __init__(self, message: str) -> None:
-        shown = _printable(message)
+        shown = printable(message)
         super().__init__(shown)
         self.message = shown
 
@@ -75,7 +76,12 @@ def _shortened(message: str) -> str:
     return f"{start}{_CUT}{message[-_LONGEST_END:]}"
 
 
-def _printable(message: str) -> str:
+def printable(message: str) -> str:
+    """Return a text in one line: line ends and what no terminal shows are escaped.
+
+    Args:
+        message: a text that may quote a file, such as the name of an input.
+    """
     return message if message.isprintable() else "".join(map(_escaped, message))
 
 
@@ -89,7 +95,7 @@ class _QuotingError(PolicyServerError):
     """A message that quotes a text of a file or a setting; if that is long, its middle is cut."""
 
     def __init__(self, message: str) -> None:
-        shown = _printable(message)
+        shown = printable(message)
         super().__init__(shown if len(shown) <= _LONGEST else _shortened(shown))
 
 
@@ -143,7 +149,7 @@ class ServerAnswerError(PolicyServerError):
             mistakes: what the server found, a line each.
         """
         super().__init__(message)
-        self.message = "\n".join([self.message, *map(_printable, mistakes)])
+        self.message = "\n".join([self.message, *map(printable, mistakes)])
         self.args = (self.message,)
 
 

@@ -1,4 +1,4 @@
-"""The memory of this process: what is not used any more goes back to the system.
+"""The memory of this process: its bound, and the unused memory that goes back to the system.
 
 An unloaded version of a policy leaves megabytes. Its models and validators refer to each other in
 circles, which Python's collector would find after two million other objects; and the C library
@@ -11,8 +11,9 @@ import asyncio
 import ctypes
 import gc
 import os
+from pathlib import Path
 
-__all__ = ["UnusedMemory", "share_arenas"]
+__all__ = ["UnusedMemory", "bound_further_memory", "share_arenas"]
 
 # mallopt(3), and its M_ARENA_MAX.
 _ARENA_MAX, _ARENAS = -8, 2
@@ -29,6 +30,39 @@ def share_arenas() -> None:
     """
     if "MALLOC_ARENA_MAX" not in os.environ:
         _call("mallopt", _ARENA_MAX, _ARENAS)
+
+
+def bound_further_memory(further_bytes: int) -> None:
+    """Let this process take so much memory more; what needs more than that is a MemoryError.
+
+    Linux counts what a process has mapped for itself (`RLIMIT_DATA`), the stacks of its threads
+    too. A lower bound that holds already stays.
+
+    Args:
+        further_bytes: the most beyond what it has now.
+
+    Raises:
+        OSError: if the system bounds no memory.
+        ValueError: if it does not tell how much this process has.
+    """
+    try:
+        import resource
+    except ImportError as error:
+        raise OSError("the system bounds no memory of processes") from error
+
+    limit = _mapped_bytes() + further_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or limit < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _mapped_bytes() -> int:
+    """Return how much memory this process has mapped for itself alone, as `RLIMIT_DATA` counts."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, text = line.partition(":")
+        if name == "VmData":
+            return int(text.split()[0]) * 1024
+    raise ValueError("the system does not tell VmData")
 
 
 class UnusedMemory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ settings.load_profile("any machine")
 # Keras draws its first weights from here, at the import of a module and in a test.
 _SEED = 20
 random.seed(_SEED)
+# Before any test module imports onnxruntime, which else reports to its maker.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 
 _compile_anew = compiling_process._compile  # noqa: SLF001 -- see `_compiled_once`

@@ -34,7 +34,7 @@ STATUSES = {
 }
 
 
-@pytest.mark.parametrize("name", errors.__all__)
+@pytest.mark.parametrize("name", [name for name in errors.__all__ if name.endswith("Error")])
 def test_each_error_has_its_status_and_survives_a_process_boundary(name: str) -> None:
     kind = getattr(errors, name)
     problems = [{"type": "missing", "loc": ["body", "cat"], "msg": "Field required"}]

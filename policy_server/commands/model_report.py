@@ -16,7 +16,7 @@ from policy_server.commands.policy_files import (
     signature_of,
     unzipped_model,
 )
-from policy_server.errors import ModelError, SchemaError
+from policy_server.errors import ModelError, SchemaError, printable
 from policy_server.installation import command_for
 from policy_server.policy import (
     ActionComponent,
@@ -93,14 +93,16 @@ def inspect_model(
         if schema is None and policy is not None:
             raise SchemaError(f"--policy: {policy!r} is of no schema.yaml; beside {source} is none")
         if schema is None:
-            return ModelReport(source, signature_of(folder, None), None, None, path)
+            return ModelReport(source, signature_of(folder, None, settings), None, None, path)
         try:
             with named_as_example(schema, draft=_draft_to(path, schema)):
-                signature = signature_of(folder, read_schema(schema, policy))
+                signature = signature_of(folder, read_schema(schema, policy), settings)
                 return ModelReport(source, signature, schema, None, path)
         except SchemaError as error:
             try:
-                return ModelReport(source, signature_of(folder, None), schema, error.message, path)
+                return ModelReport(
+                    source, signature_of(folder, None, settings), schema, error.message, path
+                )
             except ModelError:
                 raise error from None
 
@@ -141,7 +143,7 @@ def report_as_text(report: ModelReport) -> list[str]:
     }
     return _table(
         [
-            (key if i == 0 else "", line)
+            (key if i == 0 else "", printable(line))
             for key, lines in sections.items()
             for i, line in enumerate(lines)
         ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from policy_server.commands.native_logs import hidden_native_logs
 from policy_server.errors import ModelError
-from policy_server.formats import load_policy
+from policy_server.formats.compiling_process import find_signature
 from policy_server.formats.finding import describe_others, find_model, find_policy, policy_at
 from policy_server.formats.known_formats import expected_formats
 from policy_server.formats.model_files import named_folder
@@ -115,15 +115,16 @@ def unzipped_model(source: Path, settings: Settings) -> Iterator[Path]:
         yield unpack_model(source, models, max_bytes=settings.max_unpacked_bytes)
 
 
-def signature_of(folder: Path, schema: ServerSchema | None) -> PolicySignature:
+def signature_of(folder: Path, schema: ServerSchema | None, settings: Settings) -> PolicySignature:
     """Return the signature of a policy, which is loaded for that.
 
     Args:
         folder: its files.
         schema: what schema.yaml says of it; None where there is none.
+        settings: how long loading may take.
 
     Raises:
         ModelError: if it can't give a policy.
+        NotReadyError: if loading it takes too long, or too much memory.
     """
-    with hidden_native_logs():
-        return load_policy(folder, schema).signature
+    return asyncio.run(find_signature(folder, schema, settings))

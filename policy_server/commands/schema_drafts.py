@@ -10,7 +10,7 @@ from pathlib import Path
 from policy_server.access_keys import random_key
 from policy_server.commands.drafted_observations import draft_observations
 from policy_server.commands.policy_files import find_source, signature_of, unzipped_model
-from policy_server.errors import ModelError, SchemaError, SeveralPoliciesError
+from policy_server.errors import ModelError, SchemaError, SeveralPoliciesError, printable
 from policy_server.files.atomic import write_whole
 from policy_server.policy import ActionComponent, PolicySignature
 from policy_server.schema import (
@@ -73,13 +73,15 @@ def draft_schema(
     home = settings.home if folder is None else folder
     with unzipped_model(source, settings) as files:
         try:
-            text = _HINTS + _draft_policy(files, module)
+            text = _HINTS + _draft_policy(files, module, settings)
         except SeveralPoliciesError as several:
             if module is not None:
                 raise
-            text = _HINTS + _draft_team(files, _model_of(source, home), several.names)
+            text = _HINTS + _draft_team(files, _model_of(source, home), several.names, settings)
             text += "parameters:\n"
-    text = f"# Drafted from {source.name}.\n{text}  api_key: {json.dumps(random_key(18))}\n"
+    text = (
+        f"# Drafted from {printable(source.name)}.\n{text}  api_key: {json.dumps(random_key(18))}\n"
+    )
     parse_schema_file(text)
     return text
 
@@ -109,33 +111,36 @@ def _model_of(source: Path, folder: Path) -> str:
     return str(whole.relative_to(home) if whole.is_relative_to(home) else whole)
 
 
-def _draft_team(folder: Path, model: str, names: Sequence[str]) -> str:
+def _draft_team(folder: Path, model: str, names: Sequence[str], settings: Settings) -> str:
     """Return the sections of all policies of a file, and of the agents that have them."""
     policies, agents = "policies:\n", _AGENTS
     for index, module in enumerate(names):
         name = module if can_stand_in_an_address(module) else f"policy_{index}"
-        policy = f"model: {json.dumps(model)}\n{_draft_policy(folder, module)}"
+        policy = f"model: {json.dumps(model)}\n{_draft_policy(folder, module, settings)}"
         policies += f"  {name}:\n{textwrap.indent(policy, '    ')}"
         agents += f"  {json.dumps(module)}: {name}\n"
     return policies + agents
 
 
-def _draft_policy(folder: Path, module: str | None) -> str:
+def _draft_policy(folder: Path, module: str | None, settings: Settings) -> str:
     """Return the sections about one policy; those of its parameters come last."""
     note = ""
     try:
-        signature = signature_of(folder, None if module is None else ServerSchema(module=module))
+        signature = signature_of(
+            folder, None if module is None else ServerSchema(module=module), settings
+        )
     except SeveralPoliciesError:
         raise
     except ModelError:
         if module is not None:
             raise
         # A file that holds the network only: the most common kind of policy is the draft.
-        signature = signature_of(folder, ServerSchema(discrete=True))
+        signature = signature_of(folder, ServerSchema(discrete=True), settings)
         note = _UNKNOWN_MEANING
     if signature.mask_name is not None:
+        mask = printable(signature.mask_name)
         note += (
-            f"# Beside the observation a request may have {signature.mask_name}, the action mask:\n"
+            f"# Beside the observation a request may have {mask}, the action mask:\n"
             f"# 1 or 0 for each of the {sum(signature.mask_sizes)} choices. If listed below, it is "
             "required.\n"
         )

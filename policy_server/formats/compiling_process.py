@@ -16,6 +16,7 @@ import pickle
 import signal
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from policy_server import errors
@@ -25,21 +26,27 @@ from policy_server.engine.cache import (
     digest_of,
     encode,
     read_outcome,
+    read_signature,
     write_outcome,
 )
 from policy_server.engine.network import CompiledPolicy, NetworkPolicy
-from policy_server.errors import ModelError, NotReadyError, PolicyServerError
+from policy_server.errors import ModelError, NotReadyError, PolicyServerError, SeveralPoliciesError
 from policy_server.formats.known_formats import library_of, load_policy
-from policy_server.formats.model_files import Model
+from policy_server.formats.model_files import Model, files_of_model
+from policy_server.policy import PolicySignature
+from policy_server.process_memory import bound_further_memory
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
 
-__all__ = ["PROGRAM", "check_policy", "find_compiled", "main"]
+__all__ = ["PROGRAM", "check_policy", "find_compiled", "find_signature", "main"]
 
 logger = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).parents[2]
-_REFUSED = "error"
+_REFUSED, _SIGNATURE = "error", "signature"
+# The memory that the process may take: with TensorFlow, real policies of 1 MB take 0.5 GB.
+_LEAST_MEMORY_BYTES = 8 << 30
+_MEMORY_OF_EACH_BYTE = 16
 # Of the process that gets no memory, also while it imports: its traceback would tell no more.
 _NO_MEMORY = 12
 PROGRAM = f"""
@@ -116,7 +123,8 @@ async def find_compiled(
         return kept.compiled
     started = time.monotonic()
     logger.info("compiling_policy", extra={"path": str(model.folder)})
-    content = await _compile(model.folder, digest, schema, settings, is_quiet=is_quiet)
+    answer = await _compile(model.folder, digest, schema, settings, is_quiet=is_quiet)
+    content = answer.partition(b"\n")[2]
     outcome = await asyncio.to_thread(decode, content, digest)
     assert outcome is not None, "the digest was the process's own argument"
     await asyncio.to_thread(write_outcome, model.folder, content)
@@ -124,6 +132,28 @@ async def find_compiled(
     seconds = round(time.monotonic() - started, 1)
     logger.info("policy_compiled", extra={"engine": engine, "seconds": seconds})
     return outcome.compiled
+
+
+async def find_signature(
+    folder: Path, schema: ServerSchema | None, settings: Settings
+) -> PolicySignature:
+    """Return the signature of a policy, which a process of its own loads by the engine for it.
+
+    So its file can neither end this process nor keep it for ever.
+
+    Args:
+        folder: the model's.
+        schema: the contents of schema.yaml; None for a policy that has none yet.
+        settings: how long loading may take.
+
+    Raises:
+        ModelError: if the file can't give a policy.
+        SchemaError: if schema.yaml disagrees with the policy.
+        NotReadyError: if the process can't be started, is ended from outside, or takes too long.
+    """
+    by_any = settings.model_copy(update={"engine": "auto"})
+    answer = await _compile(folder, "", schema, by_any, is_quiet=True)
+    return read_signature(json.loads(answer.partition(b"\n")[0])[_SIGNATURE])
 
 
 async def _compile(
@@ -134,7 +164,7 @@ async def _compile(
     *,
     is_quiet: bool,
 ) -> bytes:
-    """Run the process, and return its answer."""
+    """Run the process, and return its answer: a line of JSON, and the encoded outcome."""
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
         process = await asyncio.create_subprocess_exec(
@@ -173,14 +203,15 @@ async def _compile(
         )
     if process.returncode or not answer:
         raise NotReadyError(_reason(process.returncode or 0))
-    return _content_of(answer)
+    return _checked(answer)
 
 
 def _reason(status: int) -> str:
     if status == _NO_MEMORY:
         return (
-            "the process that compiles the policy got no memory; start again with more, or with "
-            "POLICY_SERVER_ENGINE=tensorflow"
+            "the process that compiles the policy got no more memory; it may take "
+            f"{_LEAST_MEMORY_BYTES >> 30} GiB and {_MEMORY_OF_EACH_BYTE} times the model's size, "
+            "where the machine has that: start again with more memory, or with a smaller policy"
         )
     what = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
     return (
@@ -189,30 +220,42 @@ def _reason(status: int) -> str:
     )
 
 
-def _content_of(answer: bytes) -> bytes:
-    """Return the encoded outcome of an answer, or raise the error in it."""
-    head, _, content = answer.partition(b"\n")
-    known = json.loads(head)
+def _checked(answer: bytes) -> bytes:
+    """Return an answer as it is, or raise the error in it."""
+    known = json.loads(answer.partition(b"\n")[0])
     if _REFUSED in known:
-        name, message = known[_REFUSED]
-        raise getattr(errors, name)(message)
-    return content
+        name, arguments = known[_REFUSED]
+        raise getattr(errors, name)(*arguments)
+    return answer
 
 
 def _answer(folder: Path, digest: str, schema: ServerSchema | None, engine: Engine) -> bytes:
-    """Compile the policy, and return one line of JSON and the outcome; or the error in the line."""
+    """Compile the policy, and return its signature in one line and the outcome; or the error."""
     try:
         policy = load_policy(folder, schema, engine=engine)
     except PolicyServerError as error:
-        return json.dumps({_REFUSED: (type(error).__name__, error.message)}).encode()
+        names = [error.names] if isinstance(error, SeveralPoliciesError) else []
+        return json.dumps({_REFUSED: (type(error).__name__, [error.message, *names])}).encode()
     except MemoryError:
         raise
     except Exception as error:
         logger.exception("policy_not_loaded")
         message = f"the policy can't be loaded: {type(error).__name__}: {error}"
-        return json.dumps({_REFUSED: (ModelError.__name__, message)}).encode()
+        return json.dumps({_REFUSED: (ModelError.__name__, [message])}).encode()
     compiled = policy.compiled if isinstance(policy, NetworkPolicy) else None
-    return b"{}\n" + encode(Outcome(compiled), digest)
+    head = json.dumps({_SIGNATURE: asdict(policy.signature)}).encode()
+    return head + b"\n" + encode(Outcome(compiled), digest)
+
+
+def _bound_memory(folder: Path) -> None:
+    """Bound the memory of this process, far above what any real policy of the size takes.
+
+    A file of some bytes can ask for any amount, and the machine may serve other policies.
+    """
+    # Where nothing is bounded, the system ends this process before others; see `main`.
+    with contextlib.suppress(OSError, ValueError, PolicyServerError):
+        size = sum(path.stat().st_size for path in files_of_model(folder).values())
+        bound_further_memory(_LEAST_MEMORY_BYTES + _MEMORY_OF_EACH_BYTE * size)
 
 
 def main() -> None:
@@ -223,6 +266,7 @@ def main() -> None:
     with contextlib.suppress(OSError):
         _OOM_ADJUSTMENT.write_text("1000")
     request = pickle.load(sys.stdin.buffer)  # noqa: S301 -- the process that started this one wrote it
+    _bound_memory(request[0])
     # The output of libraries must not get into the answer.
     answers = os.dup(1)
     os.dup2(2, 1)

@@ -25,7 +25,7 @@ from policy_server.formats.saved_model.mlp_policy import (
     SquashedNormal,
 )
 from policy_server.formats.saved_model.writing import pack_saved_model, write_saved_model
-from policy_server.policy import ActionComponent, PolicySignature, SignatureTensor
+from policy_server.policy import ActionComponent, ActionOutput, PolicySignature, SignatureTensor
 from policy_server.schema import parse_schema
 from policy_server.settings import Settings
 from tests.support.folders import ROOT
@@ -254,6 +254,28 @@ def test_inspect_shows_what_is_not_known() -> None:
     ) in model_report.report_as_text(
         replace(report, signature=replace(unknown, components=(normal,)))
     )
+
+
+def test_inspect_shows_no_control_characters_of_names() -> None:
+    hostile = "\x1b[2J\nobs\x9b"
+    signature = PolicySignature(
+        observation_width=1,
+        observation_dtype="float32",
+        inputs=(SignatureTensor(hostile, "float32", (1,)),),
+        outputs=(SignatureTensor(hostile, "float32", (1,)),),
+        action_outputs=(ActionOutput(hostile, is_integer=True, columns=1, is_vector=False),),
+        components=(ActionComponent("categorical", 2, 0, 0, labels=(hostile, "b"), name=hostile),),
+        findings=(hostile,),
+        engine_reason=hostile,
+        mask_name=hostile,
+    )
+
+    lines = model_report.report_as_text(
+        model_report.ModelReport(Path(hostile), signature, None, hostile)
+    )
+
+    assert all(line.isprintable() for line in lines)
+    assert "inputs       \\x1b[2J\\nobs\\x9b  float32 (1)" in lines
 
 
 def test_a_model_that_needs_its_schema_reports_the_schemas_mistake(

@@ -41,8 +41,6 @@ _STOP_TIMEOUT_S = 90.0
 _LOOK_EVERY_S = 0.1
 _LEFT_AFTER_S = 3.0
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 -- looked at, never written
-# onnxruntime's mark of its session, of some bytes, which each process writes anew.
-_OF_LIBRARIES = frozenset({".ses"})
 # As the scenes name them.
 _HOMES = ("home", "other")
 
@@ -246,7 +244,7 @@ def left_in(folder: Path, pids: set[int], homes: set[Path], shared: set[str]) ->
     def find() -> list[str]:
         processes = {*filter(is_running, pids), *running_in(folder)}
         files = [
-            *(path for path in temporary(folder).iterdir() if path.name not in _OF_LIBRARIES),
+            *temporary(folder).iterdir(),
             *sorted(_files_of_homes(folder) - homes),
         ]
         return [

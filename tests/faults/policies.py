@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from tests.faults.expectations import Expectation, Limits
 from tests.faults.load import Harmful, Load, Question
@@ -74,6 +74,10 @@ def _serving(
 
 def _questions(model: Path) -> list[Question]:
     """Return ordinary observations, with the modes that onnxruntime gives here."""
+    # Else it writes files, and reports to its maker.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(model)
     rows = np.random.default_rng(0).random((_OBSERVATIONS, 4), np.float32)
     modes = [int(session.run(None, {"obs": row[None]})[0].argmax()) for row in rows]

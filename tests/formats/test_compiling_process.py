@@ -14,11 +14,13 @@ import pytest
 
 from policy_server.engine.network import CompiledPolicy
 from policy_server.errors import ModelError, NotReadyError, PolicyServerError, SchemaError
-from policy_server.formats.compiling_process import find_compiled
+from policy_server.formats.compiling_process import find_compiled, find_signature
+from policy_server.formats.known_formats import load_policy
 from policy_server.formats.model_files import Model, identify_model
 from policy_server.schema import ServerSchema, parse_schema
 from policy_server.settings import Engine, Settings
 from tests.support.hand_built import Part, V1Policy, observations
+from tests.support.onnx_models import actor, node
 from tests.support.processes import descendants, is_running
 from tests.support.waiting import until
 
@@ -178,5 +180,55 @@ async def test_cancelling_ends_the_process(model: Model) -> None:
 async def test_process_that_takes_too_long_is_ended(model: Model) -> None:
     with pytest.raises(NotReadyError, match=r"was not compiled within 0\.2 s"):
         await find(model, start_timeout_s=0.2)
+
+    assert not descendants(os.getpid())
+
+
+def hungry(folder: Path) -> Path:
+    """Write a policy of some bytes that makes a tensor of 20 GB, by a size that it computes."""
+    folder.mkdir()
+    actor(
+        folder,
+        node("Shape", ["net"], ["sizes"], start=1),
+        node("Constant", [], ["many"], value_ints=[1_700_000_000]),
+        node("Mul", ["sizes", "many"], ["size"]),
+        node("ConstantOfShape", ["size"], ["large"]),
+        node("ReduceMax", ["large"], ["zero"], keepdims=0),
+        node("Add", ["net", "zero"], ["logits"]),
+    )
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no memory is bounded")
+async def test_policy_that_takes_any_amount_of_memory_is_one_line(tmp_path: Path) -> None:
+    folder = hungry(tmp_path / "m")
+
+    with pytest.raises(PolicyServerError) as caught:
+        await find_compiled(
+            identify_model(folder), parse_schema("parameters: {discrete: true}"), Settings()
+        )
+
+    assert "it takes more memory than there is" in caught.value.message
+    assert caught.value.message.isprintable()
+
+
+async def test_signature_is_that_of_the_policy_whatever_computes_it(uncompilable: Model) -> None:
+    found = await find_signature(uncompilable.folder, None, Settings())
+
+    assert found == load_policy(uncompilable.folder).signature
+
+
+async def test_file_at_which_a_library_ends_its_process_has_no_signature(model: Model) -> None:
+    asking = asyncio.create_task(find_signature(model.folder, None, Settings()))
+    below = await until(lambda: descendants(os.getpid()))
+    os.kill(below[0], signal.SIGSEGV)
+
+    with pytest.raises(ModelError, match="ended its process by SIGSEGV, as it does at damaged"):
+        await asking
+
+
+async def test_signature_that_takes_too_long_is_given_up(model: Model) -> None:
+    with pytest.raises(NotReadyError, match=r"was not compiled within 0\.2 s"):
+        await find_signature(model.folder, None, Settings(start_timeout_s=0.2))
 
     assert not descendants(os.getpid())

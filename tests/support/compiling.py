@@ -41,7 +41,7 @@ def compiling_once() -> Compile:
             part = None if schema is None else schema.policy_part()
             arguments = (folder.resolve(), digest, part, settings.engine)
             answer = await asyncio.to_thread(compiling_process._answer, *arguments)  # noqa: SLF001
-            kept[key] = compiling_process._content_of(answer)  # noqa: SLF001
+            kept[key] = compiling_process._checked(answer)  # noqa: SLF001
         return kept[key]
 
     return compile_once

@@ -10,9 +10,9 @@ import asyncio
 import faulthandler
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 from policy_server.backends.call_limit import SHARE_APART, CallLimit
+from policy_server.process_memory import bound_further_memory
 
 __all__ = ["CallWatch", "ReplicaLimits", "bound_memory"]
 
@@ -101,20 +101,6 @@ def bound_memory(call_memory_bytes: int) -> None:
     if not call_memory_bytes:
         return
     try:
-        import resource
-
-        limit = _mapped_bytes() + _BESIDE_CALLS_BYTES + call_memory_bytes
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        if hard == resource.RLIM_INFINITY or limit < hard:
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    except (ImportError, OSError, ValueError) as error:
+        bound_further_memory(_BESIDE_CALLS_BYTES + call_memory_bytes)
+    except (OSError, ValueError) as error:
         logger.warning("memory_not_bounded", extra={"reason": repr(error)[:300]})
-
-
-def _mapped_bytes() -> int:
-    """Return how much memory this process has mapped for itself alone, as `RLIMIT_DATA` counts."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        name, _, text = line.partition(":")
-        if name == "VmData":
-            return int(text.split()[0]) * 1024
-    raise ValueError("the system does not tell VmData")

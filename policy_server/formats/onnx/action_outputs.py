@@ -263,7 +263,8 @@ class _Reader:
         """Return whether another output is computed from one, as from a layer of features."""
         source = self._view.source(tensor)
         others = [name for name in self._names if self._view.source(name) != source]
-        return any(self._view.written_before([tensor], name) for name in others)
+        # In one pass over the graph, since each output is asked about.
+        return self._view.written_before([tensor], *others)
 
     @property
     def _states_continuous(self) -> bool:

@@ -283,11 +283,11 @@ class GraphView:
         """
         return self._constants.get(self.source(tensor))
 
-    def written_before(self, tensors: Sequence[str], tensor: str) -> bool:
+    def written_before(self, tensors: Sequence[str], *later: str) -> bool:
         """Return whether a tensor is computed from another of some tensors.
 
         Args:
             tensors: the names of those.
-            tensor: its name.
+            later: its name; of several, one has to be computed from them.
         """
-        return bool(ancestors_of(self._model, [tensor]) & {self.source(name) for name in tensors})
+        return bool(ancestors_of(self._model, later) & {self.source(name) for name in tensors})

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
+from policy_server.formats.onnx.inlined_functions import OPERATOR_DOMAINS, without_functions
 from policy_server.formats.onnx.stored_tensors import StoredTensors
 from policy_server.installation import require
 from policy_server.policy import SignatureTensor
@@ -26,7 +27,6 @@ Array = NDArray[Any]
 _STANDARD = ("", "ai.onnx")
 _OPSETS = range(7, 27)
 _MOST_NODES = 100_000
-_DEEPEST_CALL = 32
 # AttributeProto's types, by the field that holds the value.
 _FIELDS = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
 
@@ -117,7 +117,7 @@ def read_model(files: Mapping[str, Path]) -> OnnxModel:
     """
     name = model_name(files)
     require("onnx", use=f"{name}, an ONNX model")
-    proto = _parse(files[name], name)
+    proto = without_functions(_parse(files[name], name), name)
     return _Reader(proto, files, name).read()
 
 
@@ -140,11 +140,7 @@ class _Reader:
         self._proto = proto
         self._stored = StoredTensors(files, name)
         self._name = name
-        self._functions = {(item.domain, item.name): item for item in proto.functions}
-        self._names = 0
-        self._called = 0
         self._within = 0
-        self._inlined: list[Any] = []
 
     def read(self) -> OnnxModel:
         proto = self._proto
@@ -157,11 +153,7 @@ class _Reader:
             *(proto.producer_name, proto.producer_version),
         )
         constants = {item.name: self._stored.array(item) for item in proto.graph.initializer}
-        nodes = tuple(self._nodes(proto.graph.node, {}, {}, 0))
-        if self._functions:
-            # A runtime can then give any tensor, those within functions too.
-            del proto.graph.node[:], proto.functions[:]
-            proto.graph.node.extend(self._inlined)
+        nodes = tuple(self._nodes(proto.graph.node))
         return OnnxModel(
             name=self._name,
             opset=opset,
@@ -213,50 +205,20 @@ class _Reader:
                 )
             yield SignatureTensor(item.name, dtype, shape)
 
-    def _nodes(
-        self,
-        protos: Any,  # noqa: ANN401 -- onnx is untyped
-        names: Mapping[str, str],
-        given: Mapping[str, Any],
-        depth: int,
-    ) -> Iterator[Node]:
-        """Yield nodes, with those of the functions that they call.
-
-        Args:
-            protos: the nodes' messages.
-            names: the caller's tensors by the names within a function.
-            given: the caller's attributes.
-            depth: how many functions call each other.
-        """
-        known = dict(names)
+    def _nodes(self, protos: Any) -> Iterator[Node]:  # noqa: ANN401 -- onnx is untyped
         for proto in protos:
-            if depth:
-                # A function without outputs makes no names.
-                self._called += 1
-                self._check_made(self._called)
-            self._check_text(*proto.input, *proto.output, proto.op_type, proto.domain)
-            inputs = [known.get(name, name) for name in proto.input]
-            outputs = [self._renamed(name, known, depth) for name in proto.output]
-            attributes = self._attributes(proto, given)
-            function = self._functions.get((proto.domain, proto.op_type))
-            if function is None:
-                self._check_operator(proto)
-                if self._functions:
-                    self._inlined.append(self._copied(proto, inputs, outputs, given))
-                inner = tuple(self._inner(proto))
-                self._check_captured(inner, known)
-                yield Node(proto.op_type, tuple(inputs), tuple(outputs), attributes, inner)
-                continue
-            if depth == _DEEPEST_CALL:
-                raise ModelError(f"{self._name}: its functions call each other without end")
-            within = dict(zip(function.input, [*inputs, *[""] * len(function.input)], strict=False))
-            within |= dict(zip(function.output, outputs, strict=False))
-            defaults = {
-                item.name: value
-                for item in function.attribute_proto
-                if (value := self._value(item)) is not None
-            }
-            yield from self._nodes(function.node, within, defaults | attributes, depth + 1)
+            inner = tuple(self._inner(proto))
+            yield self._node(proto, inner)
+
+    def _node(self, proto: Any, inner: tuple[Node, ...] = ()) -> Node:  # noqa: ANN401 -- onnx is untyped
+        self._check_text(*proto.input, *proto.output, proto.op_type, proto.domain)
+        if proto.domain not in OPERATOR_DOMAINS:
+            raise ModelError(
+                f"{self._name}: holds the operation {proto.domain}.{proto.op_type}, which is not "
+                "ONNX's own; export the network of standard operations alone"
+            )
+        attributes = self._attributes(proto)
+        return Node(proto.op_type, tuple(proto.input), tuple(proto.output), attributes, inner)
 
     def _inner(self, proto: Any) -> Iterator[Node]:  # noqa: ANN401 -- onnx is untyped
         """Yield the operations of a node's own graphs; their constants are operations too."""
@@ -269,71 +231,13 @@ class _Reader:
                     raise ModelError(
                         f"{self._name}: its branches hold more than {_MOST_NODES} operations"
                     )
-                self._check_text(*inner.input, *inner.output, inner.op_type, inner.domain)
-                self._check_operator(inner)
-                attributes = self._attributes(inner, {})
-                yield Node(inner.op_type, tuple(inner.input), tuple(inner.output), attributes)
+                yield self._node(inner)
                 yield from self._inner(inner)
 
-    def _check_captured(self, inner: Sequence[Node], known: Mapping[str, str]) -> None:
-        """Refuse a branch that reads a function's own tensor, which gets another name."""
-        read = {name for node in inner for name in node.inputs}
-        if any(known.get(name, name) != name for name in read):
-            raise ModelError(
-                f"{self._name}: its functions hold an If or a loop that reads their own tensors; "
-                "export it without functions"
-            )
-
-    @staticmethod
-    def _copied(
-        proto: Any,  # noqa: ANN401 -- onnx is untyped
-        inputs: Sequence[str],
-        outputs: Sequence[str],
-        given: Mapping[str, Any],
-    ) -> Any:  # noqa: ANN401 -- onnx is untyped
-        """Return a node's message with the names and attributes that it has in the whole graph."""
-        import onnx
-
-        copied = onnx.NodeProto()
-        copied.CopyFrom(proto)
-        copied.input[:], copied.output[:] = inputs, outputs
-        plain = [item for item in proto.attribute if not item.ref_attr_name]
-        del copied.attribute[:]
-        copied.attribute.extend(plain)
-        copied.attribute.extend(
-            onnx.helper.make_attribute(item.name, given[item.ref_attr_name])
-            for item in proto.attribute
-            if item.ref_attr_name in given
-        )
-        return copied
-
-    def _renamed(self, name: str, known: dict[str, str], depth: int) -> str:
-        """Return an output's name in the whole graph: a function's own are new at each call."""
-        if depth and name and name not in known:
-            self._names += 1
-            self._check_made(self._names)
-            known[name] = f"{name}/{self._names}"
-        return known.get(name, name)
-
-    def _check_made(self, count: int) -> None:
-        if count > _MOST_NODES:
-            raise ModelError(f"{self._name}: its functions make more than {_MOST_NODES} nodes")
-
-    def _check_operator(self, proto: Any) -> None:  # noqa: ANN401 -- onnx is untyped
-        if proto.domain not in (*_STANDARD, "ai.onnx.ml", "com.microsoft"):
-            raise ModelError(
-                f"{self._name}: holds the operation {proto.domain}.{proto.op_type}, which is not "
-                "ONNX's own; export the network of standard operations alone"
-            )
-
-    def _attributes(self, proto: Any, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401 -- onnx is untyped
+    def _attributes(self, proto: Any) -> dict[str, Any]:  # noqa: ANN401 -- onnx is untyped
         found = {}
         for item in proto.attribute:
-            self._check_text(item.name, item.ref_attr_name)
-            if item.ref_attr_name:
-                if item.ref_attr_name in given:
-                    found[item.name] = given[item.ref_attr_name]
-                continue
+            self._check_text(item.name)
             if (value := self._value(item)) is not None:
                 found[item.name] = value
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
+from policy_server.formats.onnx.library_messages import reason_of
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.plan import Plan
 from policy_server.installation import is_installed
@@ -17,7 +18,6 @@ from policy_server.installation import is_installed
 __all__ = ["GraphRunError", "Runtime", "has_onnxruntime", "open_runtime", "row_function"]
 
 Array = NDArray[Any]
-_ERROR_LENGTH = 200
 _QUIET = 4
 
 
@@ -65,7 +65,7 @@ def open_runtime(model: OnnxModel, tensors: Sequence[str], *, is_literal: bool =
         return _OnnxRuntime(proto, is_literal) if has_onnxruntime() else _Reference(proto)
     except Exception as error:
         raise ModelError(
-            f"{model.name}: can't be computed: {_short(error)}; export it again"
+            f"{model.name}: can't be computed: {reason_of(error)}; export it again"
         ) from error
 
 
@@ -129,6 +129,9 @@ class _OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, proto: Any, is_literal: bool) -> None:  # noqa: ANN401, FBT001 -- onnx is untyped
+        # Else its import begins to tell Microsoft of each session, by the network and by files in
+        # the home folder; later is too late.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -155,7 +158,7 @@ class _OnnxRuntime:
         try:
             found = self._session.run(self._outputs, known)
         except Exception as error:
-            raise GraphRunError(_short(error)) from error
+            raise GraphRunError(reason_of(error)) from error
         return dict(zip(self._outputs, map(np.asarray, found), strict=True))
 
 
@@ -173,12 +176,5 @@ class _Reference:
             with np.errstate(all="ignore"):
                 found = self._evaluator.run(None, dict(feeds))
         except Exception as error:
-            raise GraphRunError(_short(error)) from error
+            raise GraphRunError(reason_of(error)) from error
         return dict(zip(self._evaluator.output_names, map(np.asarray, found), strict=True))
-
-
-def _short(error: Exception) -> str:
-    # onnxruntime begins with its own codes, and names the place in its sources.
-    words = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/\S+\.(cc|h):\d+ ", "", str(error))
-    words = " ".join(words.split()) or type(error).__name__
-    return words if len(words) <= _ERROR_LENGTH else f"{words[:_ERROR_LENGTH]}…"

@@ -1,4 +1,4 @@
-"""The sizes that a graph states for its tensors, held before anything computes it.
+"""The sizes of a graph's tensors for one observation, held before anything computes them.
 
 A few bytes ask for any amount of memory, and a runtime takes it.
 """
@@ -6,84 +6,92 @@ A few bytes ask for any amount of memory, and a runtime takes it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from policy_server.errors import ModelError
-from policy_server.formats.onnx.model_file import Node, OnnxModel
-from policy_server.formats.onnx.node_constants import constant_value, constants_of
+from policy_server.formats.onnx.model_file import OnnxModel
 
 __all__ = ["MOST_NUMBERS", "check_sizes"]
 
-Array = NDArray[Any]
-
 MOST_NUMBERS = 50_000_000
-"""The most numbers that a tensor may have which a graph makes of a size alone."""
+"""The most numbers that a tensor may have for one observation."""
 
-# The places of the inputs whose product is the number of a result's numbers, or a part of it.
-_PRODUCTS = {
-    "ConstantOfShape": (0,),
-    "Expand": (1,),
-    "OneHot": (1,),
-    "Resize": (2, 3),
-    "Tile": (1,),
-    "Upsample": (1,),
-}
-_SHAPED = ("RandomNormal", "RandomUniform")
+# Constants that may state a size; of others the shape suffices.
+_MOST_IN_SHAPE = 1_000
 
 
 def check_sizes(model: OnnxModel) -> None:
-    """Refuse a graph that states the size of a tensor too large to compute.
+    """Refuse a graph that makes a tensor too large to compute, for one observation.
 
-    Sizes that it computes of an observation are not known here; the memory of a call is bounded
-    where calls are made.
+    ONNX's own rules tell the shapes from the constants. Sizes that the graph computes are not known
+    here: the memory of the process that compiles a policy is bounded, and that of a call where
+    calls are made.
 
     Args:
         model: the graph.
 
     Raises:
-        ModelError: if it makes one of more than `MOST_NUMBERS`.
+        ModelError: if a tensor has more than `MOST_NUMBERS`.
     """
-    nodes = [one for node in model.nodes for one in (node, *node.inner)]
-    constants = constants_of(model)
-    for node in nodes:
-        if (value := constant_value(node)) is not None:
-            constants.setdefault(node.outputs[0], value)
-    for node in nodes:
-        if _numbers(node, constants) > MOST_NUMBERS:
-            raise ModelError(
-                f"{model.name}: its {node.operator} makes a tensor of more than {MOST_NUMBERS} "
-                "numbers; export the network without it"
+    from onnx import shape_inference
+    from onnx.checker import ValidationError
+
+    try:
+        # Sizes that it computes stay unknown: to compute them (data_prop) may take any memory too.
+        inferred = shape_inference.infer_shapes(_for_one(model))
+    except (RuntimeError, ValidationError, shape_inference.InferenceError):
+        # A runtime says what is wrong, or computes it none the less.
+        return
+    for graph in _graphs(inferred.graph):
+        large = {
+            item.name
+            for item in (*graph.value_info, *graph.output)
+            if _numbers(item) > MOST_NUMBERS
+        }
+        for node in graph.node:
+            if large.intersection(node.output):
+                raise ModelError(
+                    f"{model.name}: its {node.op_type} makes a tensor of more than {MOST_NUMBERS} "
+                    "numbers; export the network without it"
+                )
+
+
+def _for_one(model: OnnxModel) -> Any:  # noqa: ANN401 -- onnx is untyped
+    """Return the graph's message for one observation, without the numbers of its weights."""
+    import onnx
+
+    source = model.proto.graph
+    proto = onnx.ModelProto(ir_version=model.proto.ir_version)
+    proto.opset_import.extend(model.proto.opset_import)
+    graph = proto.graph
+    graph.node.extend(source.node)
+    graph.input.extend(item for item in source.input if item.name not in model.constants)
+    for item in graph.input:
+        for size in item.type.tensor_type.shape.dim:
+            if size.WhichOneof("value") != "dim_value":
+                size.dim_value = 1
+    for item in source.initializer:
+        if math.prod(item.dims) > _MOST_IN_SHAPE:
+            graph.input.append(
+                onnx.helper.make_tensor_value_info(item.name, item.data_type, item.dims)
             )
+        else:
+            graph.initializer.append(item)
+    graph.output.extend(onnx.ValueInfoProto(name=item.name) for item in source.output)
+    return proto
 
 
-def _numbers(node: Node, constants: Mapping[str, Array]) -> float:
-    """Return how many numbers a node makes at least, as far as constants tell."""
-    if node.operator in _SHAPED:
-        return float(math.prod(node.attributes.get("shape", ())))
-    if node.operator == "Range":
-        bounds = [constants.get(name) for name in node.inputs]
-        known = [float(np.ravel(value)[0]) for value in bounds if value is not None and value.size]
-        if len(known) < 3:
-            return 0.0
-        start, limit, step = known
-        return (limit - start) / step if step else math.inf
-    if node.operator == "Pad":
-        given = node.attributes.get("pads")
-        if given is None and len(node.inputs) > 1:
-            given = constants.get(node.inputs[1])
-        return 0.0 if given is None else float(np.max(given, initial=0))
-    places = _PRODUCTS.get(node.operator, ())
-    sizes = [constants.get(node.inputs[at]) for at in places if at < len(node.inputs)]
-    # An axis of -1 or 0 keeps the input's; the others' product is at least reached.
-    products = [
-        float(np.prod(np.maximum(np.abs(value.astype(np.float64)), 1)))
-        for value in sizes
-        if value is not None and value.dtype.kind in "iuf"
-    ]
-    if node.operator in ("Resize", "Upsample"):
-        products += [float(math.prod(node.attributes.get("scales", ())))]
-    return max(products, default=0.0)
+def _graphs(graph: Any) -> Iterator[Any]:  # noqa: ANN401 -- onnx is untyped
+    """Yield a graph and those of its operations, such as the branches of an If, at any depth."""
+    yield graph
+    for node in graph.node:
+        for item in node.attribute:
+            for inner in (item.g, *item.graphs):
+                if inner.node:
+                    yield from _graphs(inner)
+
+
+def _numbers(item: Any) -> int:  # noqa: ANN401 -- onnx is untyped
+    """Return how many numbers a tensor has at least: sizes that are not known count as one."""
+    return math.prod(max(size.dim_value, 1) for size in item.type.tensor_type.shape.dim)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import helper
 
@@ -160,111 +159,6 @@ def test_weights_of_another_size_are_refused(
     (tmp_path / "policy.onnx").write_bytes(model.SerializeToString())
 
     assert message in refused(tmp_path)
-
-
-def test_functions_are_put_in_the_place_of_their_calls(tmp_path: Path) -> None:
-    inner = helper.make_function(
-        "own",
-        "scaled",
-        ["x"],
-        ["y"],
-        [
-            node("Constant", [], ["factor"], value_float=2.0),
-            node("Mul", ["x", "factor"], ["product"]),
-            _referring("LeakyRelu", "product", "y"),
-        ],
-        [helper.make_opsetid("", 17)],
-        ["alpha"],
-    )
-    call = node("scaled", ["net"], ["logits"], domain="own", alpha=0.5)
-    twice = node("scaled", ["first"], ["net"], domain="own", alpha=0.1)
-    path = write_model(
-        tmp_path,
-        [node("MatMul", ["obs", "w"], ["first"]), twice, call],
-        [tensor("obs", ["batch", 4])],
-        [tensor("logits", ["batch", 3])],
-        {"w": weights(4, 3)},
-        functions=[inner],
-    )
-
-    model = read_model(files_in(tmp_path))
-
-    assert [item.operator for item in model.nodes] == [
-        "MatMul",
-        *["Constant", "Mul", "LeakyRelu"] * 2,
-    ]
-    expected = onnxruntime.InferenceSession(path).run(None, {"obs": ROWS})[0]
-    inlined = onnxruntime.InferenceSession(model.proto.SerializeToString())
-    np.testing.assert_allclose(inlined.run(None, {"obs": ROWS})[0], expected, atol=1e-6)
-    assert load_policy(tmp_path).signature.engine == "numpy"
-
-
-def _referring(operator: str, source: str, target: str) -> Any:  # noqa: ANN401 -- onnx is untyped
-    """Return a node of a function whose attribute is the caller's."""
-    made = node(operator, [source], [target])
-    made.attribute.append(
-        onnx.AttributeProto(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)
-    )
-    return made
-
-
-def test_functions_that_call_each_other_without_end_are_refused(tmp_path: Path) -> None:
-    endless = helper.make_function(
-        "own",
-        "again",
-        ["x"],
-        ["y"],
-        [node("again", ["x"], ["y"], domain="own")],
-        [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)],
-    )
-    write_model(
-        tmp_path,
-        [node("again", ["obs"], ["logits"], domain="own")],
-        [tensor("obs", ["batch", 3])],
-        [tensor("logits", ["batch", 3])],
-        functions=[endless],
-    )
-
-    assert refused(tmp_path) == "policy.onnx: its functions call each other without end"
-
-
-def test_functions_without_outputs_that_grow_without_bound_are_refused(tmp_path: Path) -> None:
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
-    functions = []
-    for depth in range(25):
-        calls = (
-            [node(f"f{depth - 1}", [], [], domain="own")] * 2 if depth else [node("Neg", [], [])]
-        )
-        functions.append(helper.make_function("own", f"f{depth}", [], [], calls, opsets))
-    write_model(
-        tmp_path,
-        [node("f24", [], [], domain="own"), node("Neg", ["obs"], ["logits"])],
-        [tensor("obs", ["batch", 3])],
-        [tensor("logits", ["batch", 3])],
-        functions=functions,
-    )
-
-    assert "its functions make more than 100000 nodes" in refused(tmp_path)
-
-
-def test_functions_that_grow_without_bound_are_refused(tmp_path: Path) -> None:
-    """Each calls the one before ten times, so that a few lines are a million operations."""
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
-    functions = []
-    for depth in range(7):
-        name = "Neg" if depth == 0 else f"f{depth - 1}"
-        domain = "" if depth == 0 else "own"
-        calls = [node(name, [f"x{i}"], [f"x{i + 1}"], domain=domain) for i in range(10)]
-        functions.append(helper.make_function("own", f"f{depth}", ["x0"], ["x10"], calls, opsets))
-    write_model(
-        tmp_path,
-        [node("f6", ["obs"], ["logits"], domain="own")],
-        [tensor("obs", ["batch", 3])],
-        [tensor("logits", ["batch", 3])],
-        functions=functions,
-    )
-
-    assert "its functions make more than 100000 nodes" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from policy_server.formats.onnx.onnxruntime_policy import OnnxRuntimePolicy
 from policy_server.policy import Policy, PolicyInputs, PolicyOutputs
 from policy_server.schema import parse_schema, read_schema
 from policy_server.settings import Engine
+from tests.support.folders import ROOT
 from tests.support.library_policies import POLICIES, cases_of, raw_rows
 from tests.support.onnx_models import actor, failing_actor, node, tensor, weights, write_model
 from tests.support.processes import run
@@ -1265,6 +1267,27 @@ def test_serving_needs_no_training_library(tmp_path: Path) -> None:
 
     assert not {"torch", "gymnasium", "stable_baselines3", "tensorflow"} & set(imported)
     assert "numpy" in imported
+
+
+def test_onnxruntime_reports_nothing_and_writes_nothing(tmp_path: Path) -> None:
+    folder, home = tmp_path / "policy", tmp_path / "home"
+    folder.mkdir()
+    home.mkdir()
+    actor(folder)
+    loading = (
+        "import pathlib; from policy_server.formats import load_policy; "
+        f"load_policy(pathlib.Path({str(folder)!r}), engine='onnxruntime')"
+    )
+    # onnxruntime reports nothing in continuous integration.
+    silent = ("CI", "ORT_DISABLE_TELEMETRY", "ORT_RUNNING_UNIT_TESTS", "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in silent}
+
+    places = {"HOME": str(home), "PYTHONPATH": str(ROOT), "TMPDIR": str(home)}
+
+    run(sys.executable, "-c", loading, folder=home, environment={**environment, **places})
+
+    # What it reports by the network it keeps in files first.
+    assert not list(home.iterdir())
 
 
 def test_cases_of_the_refused_export_name_its_missing_file() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from policy_server.errors import ModelError
 from policy_server.formats.known_formats import load_policy
@@ -57,6 +57,45 @@ LARGE = [
         id="Resize by scales",
     ),
     pytest.param([node("RandomUniform", [], ["x"], shape=[MANY])], id="RandomUniform"),
+    pytest.param(
+        [
+            whole("c0", 1),
+            *(node("Concat", [f"c{i}", f"c{i}"], [f"c{i + 1}"], axis=0) for i in range(28)),
+            node("Cast", ["c28"], ["x"], to=TensorProto.FLOAT),
+        ],
+        id="Concat of a tensor with itself",
+    ),
+    pytest.param(
+        [
+            *(whole(name, *sizes) for name, sizes in (("r", (60_000, 1)), ("c", (1, 60_000)))),
+            *(node("ConstantOfShape", [name], [f"all_{name}"]) for name in ("r", "c")),
+            node("Mul", ["all_r", "all_c"], ["x"]),
+        ],
+        id="broadcasting",
+    ),
+    pytest.param(
+        [
+            whole("n", 60_000),
+            node("ConstantOfShape", ["n"], ["v"]),
+            node("Einsum", ["v", "v"], ["x"], equation="a,b->ab"),
+        ],
+        id="Einsum",
+    ),
+    pytest.param(
+        [node("Constant", [], ["n"], value_int=3_000_000_000), node("HammingWindow", ["n"], ["x"])],
+        id="HammingWindow",
+    ),
+    pytest.param(
+        [
+            *(
+                node("Constant", [], [name], value_int=size)
+                for name, size in (("bins", 60_000), ("length", 60_000), ("rate", 8_000))
+            ),
+            *(node("Constant", [], [f"f{i}"], value_float=float(i)) for i in (1, 2_000)),
+            node("MelWeightMatrix", ["bins", "length", "rate", "f1", "f2000"], ["x"]),
+        ],
+        id="MelWeightMatrix",
+    ),
 ]
 
 

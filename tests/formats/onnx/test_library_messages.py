@@ -1,0 +1,65 @@
+"""Messages of onnx and onnxruntime without the places of their own sources."""
+
+from __future__ import annotations
+
+import pytest
+
+from policy_server.formats.onnx.library_messages import reason_of
+
+GRAPH = (
+    "/onnxruntime_src/onnxruntime/core/graph/graph.cc:1357 onnxruntime::Graph::Graph(const "
+    "onnxruntime::Model&, const std::unordered_map<std::__cxx11::basic_string<char>, int>&, "
+    "std::function<void(int)>, bool) "
+)
+FAIL = "[ONNXRuntimeError] : 1 : FAIL : "
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            f"{FAIL}Load model from /a/policy.onnx failed:{GRAPH}This is invalid.",
+            "This is invalid.",
+        ),
+        (
+            f"{FAIL}{GRAPH}{FAIL}tensorprotoutils.cc:2678 ConstantNodeProtoToTensorProto Constant "
+            "node:  has no data attributes\n",
+            "Constant node: has no data attributes",
+        ),
+        (
+            "Non-zero status code returned while running Reshape node. Status Message: "
+            "/src/reshape_helper.h:50 onnxruntime::ReshapeHelper::ReshapeHelper(const "
+            "onnxruntime::TensorShape&, bool) size != 0 was false.",
+            "Non-zero status code returned while running Reshape node. Status Message: "
+            "size != 0 was false.",
+        ),
+        (
+            "/src/a.cc:1 T* onnxruntime::Of(const T&) const [with T = float; U = int] No (more) b.",
+            "No (more) b.",
+        ),
+        (
+            "/project/onnx/version_converter/convert.h:96: assertInVersionRange: Assertion "
+            "`version >= first` failed: Warning: invalid version",
+            "Warning: invalid version",
+        ),
+        ("Node () Op (Add) [ShapeInferenceError] Incompatible", None),
+        (f"{FAIL}std::bad_alloc", "it takes more memory than there is"),
+        ("", "ValueError"),
+        ("a" * 300, f"{'a' * 200}…"),
+        (f"{FAIL}{GRAPH[:-8]}", "ValueError"),
+    ],
+    ids=[
+        "place",
+        "two places",
+        "helper",
+        "template",
+        "assertion",
+        "plain",
+        "memory",
+        "none",
+        "long",
+        "cut",
+    ],
+)
+def test_reason_is_in_words_alone(message: str, reason: str | None) -> None:
+    assert reason_of(ValueError(message)) == (message if reason is None else reason)
