@@ -14,6 +14,7 @@ from typing import NoReturn
 from policy_server.access_keys import KeyRing
 from policy_server.backends.opening import Backends
 from policy_server.errors import NotReadyError, PolicyServerError
+from policy_server.files.regular import failure_of_system
 from policy_server.http_server import (
     Address,
     ConnectionLimits,
@@ -108,7 +109,7 @@ def build_app() -> Application:
         except Exception as error:
             if not is_started:
                 process.end_all(reason=str(error))
-                lack = _lack_of(error)
+                lack = _refusal_of(error)
                 if lack is not None:
                     raise lack from error
             raise
@@ -129,17 +130,26 @@ def build_app() -> Application:
     return app
 
 
-def _lack_of(error: Exception) -> NotReadyError | None:
+def _refusal_of(error: Exception) -> NotReadyError | None:
     """Return one line in place of an error by which the system refuses what a start needs."""
     is_lack = isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno in _LACKS
     )
     if not is_lack and "can't start new thread" not in str(error):
-        return None
+        return _failure_of_disk(error)
     reason = " ".join(str(error).split()) or "no memory"
     return NotReadyError(
         f"the system gives less than the start needs: {reason}; raise the limits of memory, "
         "processes and open files (ulimit, the container's)"
+    )
+
+
+def _failure_of_disk(error: Exception) -> NotReadyError | None:
+    failure = failure_of_system(error)
+    if failure is None or not failure.filename or isinstance(error, PolicyServerError):
+        return None
+    return NotReadyError(
+        f"{failure.filename}: can't be read: {failure.strerror}; try again, or look at the disk"
     )
 
 
@@ -170,7 +180,7 @@ def end_start(error: Exception) -> NoReturn:
         error: the error of `build_app`.
     """
     log_format = find_log_format()
-    error = _lack_of(error) or error
+    error = _refusal_of(error) or error
     if not isinstance(error, PolicyServerError):
         _configure_logging("INFO", log_format)
         logger.critical("start_failed", exc_info=error)

@@ -95,6 +95,17 @@ def test_start_that_gets_no_memory_ends_in_one_line() -> None:
     assert "Traceback" not in line
 
 
+def test_start_whose_disk_fails_ends_in_one_line_that_names_the_file() -> None:
+    program = (
+        "import errno; from policy_server.launch import end_start;"
+        "end_start(OSError(errno.ESTALE, 'Stale file handle', '/share/b.zip'))"
+    )
+    ended = run(sys.executable, "-c", program, status=3)
+
+    [line] = (ended.stdout + ended.stderr).splitlines()
+    assert "/share/b.zip: can't be read: Stale file handle; try again" in line
+
+
 @pytest.mark.parametrize(
     ("module", "program", "status", "told"),
     [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from policy_server.errors import ModelError
 
-__all__ = ["check_system", "failure_of_system", "open_file"]
+__all__ = ["check_system", "failure_of_system", "is_there", "open_file"]
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -18,12 +18,28 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-# Of a disk, or of a system or share that is short of something: the file is there as before.
+# Of a disk, a file system, a share that has lost its server, and a system that is short of
+# something: the file is there as before. Not every system has all of them.
 _FAILURES = frozenset(
-    (
-        *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
-        *(errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO),
-    )
+    number
+    for number, name in errno.errorcode.items()
+    if name
+    in {
+        *(
+            "EIO",
+            "EREMOTEIO",
+            "EUCLEAN",
+            "EBADMSG",
+            "ENODATA",
+            "ENODEV",
+            "ENOMEDIUM",
+            "EMEDIUMTYPE",
+        ),
+        *("ESTALE", "ENOTCONN", "ETIMEDOUT", "ETIME", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN"),
+        *("ENETUNREACH", "ENETRESET", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "ESHUTDOWN"),
+        *("ENOLINK", "ECOMM", "EPROTO", "ENOKEY", "EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED"),
+        *("EMFILE", "ENFILE", "ENOMEM", "ENOBUFS"),
+    }
 )
 
 
@@ -59,6 +75,23 @@ def check_system(error: BaseException, path: Path) -> None:
         raise ModelError(
             f"{path}: can't be read: {failure.strerror}; try again, or move it elsewhere"
         ) from error
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is a file, a folder or a link, which may lead nowhere.
+
+    Args:
+        path: where.
+
+    Raises:
+        ModelError: if the disk fails to tell.
+    """
+    try:
+        path.lstat()
+    except OSError as error:
+        check_system(error, path)
+        return False
+    return True
 
 
 def open_file(path: Path) -> BufferedReader:

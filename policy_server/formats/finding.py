@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError
-from policy_server.files.regular import check_system
+from policy_server.files.regular import check_system, is_there
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
 from policy_server.formats.model_files import files_of_model, may_be_looked_at, named_folder
 from policy_server.formats.recognition import describe_file, describe_names
@@ -123,7 +122,7 @@ def prepare_policy(
         ModelError: if there is no policy or more than one, or the zip is refused.
         PolicyServerError: as `check` raises it.
     """
-    if not os.path.lexists(path):
+    if not is_there(path):
         raise ModelError(f"{path}: not found; expected {expected_formats(formats)}, or its zip")
     found: Path | None = path
     if path.is_dir():
@@ -158,9 +157,12 @@ def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> P
         ModelError: if there is more than one candidate, or a disk fails to give a file that may be
             one.
     """
-    candidates = list(_candidates(settings, formats))
     first = settings.zip_path
-    if os.path.lexists(first):
+    has_first = is_there(first)
+    # What lies beside saved_model.zip may be anything, such as a file that can't be read.
+    unread: list[ModelError] = []
+    candidates = list(_candidates(settings, formats, unread if has_first else None))
+    if has_first:
         own = next((item for item in candidates if item.path == first), None)
         if own is None:
             return first
@@ -294,17 +296,42 @@ def format_of_folder(folder: Path, formats: Sequence[Format] = FORMATS) -> Forma
     return format_of(_own_files(folder), formats)
 
 
-def _candidates(settings: Settings, formats: Sequence[Format]) -> Iterator[_Candidate]:
-    """Yield the files and folders with a policy, saved_model.zip among them, without models/."""
-    for path in _entries(settings.home):
-        if path.is_file():
-            form = _format_of_file(path, settings, formats)
-        elif path.is_dir() and path.name != settings.models_path.name:
-            form = format_of_folder(path, formats)
-        else:
+def _candidates(
+    settings: Settings, formats: Sequence[Format], unread: list[ModelError] | None = None
+) -> Iterator[_Candidate]:
+    """Yield the files and folders with a policy, saved_model.zip among them, without models/.
+
+    Args:
+        settings: the folder.
+        formats: those that may read the policies.
+        unread: gets the failures of the disk, of saved_model.zip apart; None to raise those too.
+    """
+    for path in _visible(settings.home):
+        try:
+            form = _format_at(path, settings, formats)
+        except ModelError as error:
+            if unread is None or path == settings.zip_path:
+                raise
+            unread.append(error)
             continue
         if form is not None:
             yield _Candidate(path, form)
+
+
+def _format_at(path: Path, settings: Settings, formats: Sequence[Format]) -> Format | None:
+    """Return the format of the policy that a file or folder is; None where it is none.
+
+    Raises:
+        ModelError: if the disk fails.
+    """
+    try:
+        if path.is_file():
+            return format_of_file(path, max_bytes=settings.max_unpacked_bytes, formats=formats)
+        if path.is_dir() and path.name != settings.models_path.name:
+            return format_of_folder(path, formats)
+    except (ModelError, OSError) as error:
+        check_system(error, path)
+    return None
 
 
 def _unzipped(settings: Settings, formats: Sequence[Format]) -> Iterator[_Candidate]:
@@ -314,22 +341,17 @@ def _unzipped(settings: Settings, formats: Sequence[Format]) -> Iterator[_Candid
         yield _Candidate(model, form)
 
 
-def _entries(folder: Path) -> list[Path]:
-    """Return a folder's visible files and folders by name; none where it may not be read."""
+def _visible(folder: Path) -> list[Path]:
+    """Return a folder's entries by name, without hidden ones; none where it may not be read."""
     try:
-        visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         check_system(error, folder)
         return []
-    return sorted(path for path in visible if may_be_looked_at(path))
 
 
-def _format_of_file(path: Path, settings: Settings, formats: Sequence[Format]) -> Format | None:
-    try:
-        return format_of_file(path, max_bytes=settings.max_unpacked_bytes, formats=formats)
-    except (ModelError, OSError) as error:
-        check_system(error, path)
-        return None
+def _entries(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if may_be_looked_at(path)]
 
 
 def _own_files(folder: Path) -> dict[str, Path]:

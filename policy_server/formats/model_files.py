@@ -87,10 +87,14 @@ def may_be_looked_at(path: Path) -> bool:
 
     Args:
         path: an entry of a folder, such as /proc/1/cwd, which only a privileged user may follow.
+
+    Raises:
+        ModelError: if the disk fails to tell.
     """
     try:
         path.is_file()
-    except OSError:
+    except OSError as error:
+        check_system(error, path)
         return False
     return True
 

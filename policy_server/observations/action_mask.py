@@ -72,8 +72,8 @@ class ActionMask:
             min_items=choices,
             max_items=choices,
             description=field.description
-            or "The allowed choices of the integer actions: 1 or 0, or true or false, for each of "
-            f"the {words} in order, at least one{of_each}{if_absent}",
+            or f"The allowed choices of the integer actions: 1 or 0 for each of the {words} in "
+            f"order, at least one{of_each}{if_absent}",
         )
         return cls(described, sizes, signature.observation_width, is_required=listed is not None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -367,6 +368,47 @@ def test_file_that_the_disk_does_not_give_is_told_and_no_other_policy_taken(
 
     with pytest.raises(ModelError, match=rf"{name}: can't be read: Input/output error; try again"):
         find_policy(Settings(home=tmp_path))
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EUCLEAN])
+def test_file_of_which_the_disk_tells_nothing_is_not_one_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    first = tmp_path / "saved_model.zip"
+    shutil.copy(PPO, first)
+    # Of the policy that was there before.
+    shutil.copy(ONNX, folder_of(tmp_path / "models", "policy.onnx") / "policy.onnx")
+    fail_to_look_at(monkeypatch, first, number)
+
+    with pytest.raises(ModelError, match=r"saved_model\.zip: can't be read: .*; try again"):
+        find_policy(Settings(home=tmp_path))
+
+
+@pytest.mark.parametrize("fails_by", ["read", "stat"])
+def test_what_lies_beside_saved_model_zip_may_be_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_by: str
+) -> None:
+    first, notes = tmp_path / "saved_model.zip", tmp_path / "notes.bin"
+    shutil.copy(PPO, first)
+    if fails_by == "read":
+        notes.symlink_to("/proc/self/mem")
+    else:
+        notes.touch()
+        fail_to_look_at(monkeypatch, notes, errno.EIO)
+
+    assert find_policy(Settings(home=tmp_path)) == first
+
+
+def fail_to_look_at(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """Let the system fail where it is asked what lies at a path, as a share without its server."""
+    look = os.stat
+
+    def failing(asked: str | Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if str(asked) == str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return look(asked, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(os, "stat", failing)
 
 
 def test_zip_that_the_disk_gives_in_part_is_no_damaged_one(tmp_path: Path) -> None:

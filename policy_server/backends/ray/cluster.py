@@ -405,9 +405,11 @@ class RayCluster:
 
         They may have been removed from it before they ran there.
         """
-        for name in self._resumed - self._applications.keys():
-            await self._runs.forget(name)
-            await self._ray_calls.call(partial(ledger.leave, name, is_retired=True))
+        for name in self._resumed:
+            # One of them may have been deployed again meanwhile.
+            if name not in self._applications:
+                await self._runs.forget(name)
+                await self._ray_calls.call(partial(ledger.leave, name, is_retired=True))
         self._resumed.clear()
 
     async def _deployed(

@@ -111,13 +111,16 @@ class FolderLedger:
 
     def leave(self, application: str, *, is_retired: bool) -> None:
         """See `Ledger.leave`."""
+        entries = self._entries(application)
         with FileLock(self._folder / "lock"):
-            entries = self._entries(application)
             (entries / self._name).unlink(missing_ok=True)
             self._stored.pop(application, None)
-            if is_retired and not any(
-                Process.read(entry.name).is_running() for entry in entries.glob("*")
-            ):
+        if not is_retired:
+            return
+        # A deployment that nobody waits for any more goes on in its thread: removed before its
+        # end, the application would come up behind that.
+        with self.deploying(application), FileLock(self._folder / "lock"):
+            if not any(Process.read(entry.name).is_running() for entry in entries.glob("*")):
                 self._remove(application)
                 shutil.rmtree(self._folder / application, ignore_errors=True)
 

@@ -11,6 +11,7 @@ import pytest
 
 from policy_server.backends.ray.ledger import FolderLedger
 from policy_server.backends.ray_processes import Process
+from tests.support.waiting import wait_until
 
 APPLICATION = "policy-default-0123456789ab"
 # More than Linux gives a process.
@@ -115,6 +116,30 @@ def test_one_process_at_a_time_deploys_an_application(tmp_path: Path) -> None:
     assert has_waited
     assert is_deploying.is_set()
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("is_used_again", [False, True])
+def test_application_whose_deployment_goes_on_is_removed_behind_it_unless_used_again(
+    tmp_path: Path, *, is_used_again: bool
+) -> None:
+    ledger, serve = ledger_in(tmp_path)
+    ledger.enter(APPLICATION)
+    leaving = threading.Thread(
+        target=ledger.leave, args=(APPLICATION,), kwargs={"is_retired": True}
+    )
+
+    with ledger.deploying(APPLICATION):
+        leaving.start()
+        users = tmp_path / "ledger" / APPLICATION / "users"
+        wait_until(lambda: not [*users.iterdir()])
+        if is_used_again:
+            ledger.enter(APPLICATION)
+        leaving.join(0.2)
+        meanwhile = list(serve.removed)
+    leaving.join(60)
+
+    assert meanwhile == []
+    assert serve.removed == ([] if is_used_again else [APPLICATION])
 
 
 def test_files_are_touched_so_that_what_clears_temporary_folders_leaves_them(
