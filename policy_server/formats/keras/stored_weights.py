@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -77,6 +78,7 @@ def read_weights(path: Path) -> Weights:
         ModelError: if the file is no HDF5 file, is damaged, or holds an array that is not stored
             whole, is no array of numbers, or holds NaN or infinity.
         NotReadyError: if the process that reads it can't be started.
+        OSError: if the system does not give the file.
     """
     require("keras", use="a Keras file's weights")
     try:
@@ -112,6 +114,7 @@ def _read(answer: IO[bytes], path: Path) -> Weights | None:
 
     Raises:
         ModelError: if the process refuses the file.
+        OSError: if the system does not give it.
     """
     arrays: dict[str, NDArray[Any]] = {}
     names: dict[str, str] = {}
@@ -121,6 +124,8 @@ def _read(answer: IO[bytes], path: Path) -> Weights | None:
         found = json.loads(line)
         if not found:
             return Weights(arrays, names)
+        if "failed" in found:
+            raise OSError(found["failed"], os.strerror(found["failed"]), str(path))
         if "refused" in found:
             raise ModelError(f"{path.name}: {found['refused']}")
         if "layer" in found:

@@ -30,7 +30,8 @@ def write_weights(path: Path, answer: IO[bytes]) -> None:
 
     Each is a line of JSON (`array`, `dtype`, `shape`) and its numbers' bytes; the name that Keras
     notes beside a layer's arrays is a line (`layer`, `name`). The last line is empty (`{}`), or
-    says why the file is refused (`refused`).
+    says why the file is refused (`refused`) or which error of the system it can't be read by
+    (`failed`).
 
     Args:
         path: the file.
@@ -60,10 +61,16 @@ def write_weights(path: Path, answer: IO[bytes]) -> None:
     except _RefusedError as error:
         _tell(answer, refused=str(error))
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        _tell(answer, refused=f"can't be read as what Keras's model.save writes: {words}")
+        _tell(answer, **_reason_of(error))
     else:
         _tell(answer)
+
+
+def _reason_of(error: Exception) -> dict[str, object]:
+    if isinstance(error, OSError) and error.errno:
+        return {"failed": error.errno}
+    words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return {"refused": f"can't be read as what Keras's model.save writes: {words}"}
 
 
 def _tell(answer: IO[bytes], **values: object) -> None:

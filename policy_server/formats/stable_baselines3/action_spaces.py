@@ -77,11 +77,6 @@ def sizes_of_choices(saved: SavedPolicy) -> tuple[int, ...]:
         saved: the policy; its actions are a Discrete or a MultiDiscrete.
     """
     space = saved.action_space
-    if isinstance(space, BoxSpace):
-        raise ModelError(
-            f"data: action_space: expected a Discrete for {saved.class_name}, got Box; save the "
-            "policy anew"
-        )
     if isinstance(space, DiscreteSpace):
         return (space.n,)
     assert isinstance(space, MultiDiscreteSpace), "its algorithm has no other"

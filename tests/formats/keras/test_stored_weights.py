@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from policy_server.errors import ModelError, NotReadyError
+from policy_server.formats.keras import stored_weights
 from policy_server.formats.keras.stored_weights import read_weights
 from tests.support.library_policies import POLICIES
 
@@ -121,7 +122,10 @@ def in_deep_groups(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("damage", [in_a_ring, in_deep_groups])
-def test_file_that_is_never_read_to_its_end_is_refused(damage: Untyped, tmp_path: Path) -> None:
+def test_file_that_is_never_read_to_its_end_is_refused(
+    damage: Untyped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_weights, "_LEAST_SECONDS", 1)
     path = damage(tmp_path)
 
     with pytest.raises(

@@ -468,17 +468,6 @@ class _Calls:
         return self._made
 
 
-def test_values_of_actions_that_are_no_choices_are_refused(tmp_path: Path) -> None:
-    folder = unzipped("sb3_qrdqn", tmp_path / "values")
-    box = json.loads((unzipped("sb3_ppo_box", tmp_path / "box") / "data").read_text())
-    changed_data(folder, action_space=box["action_space"])
-
-    with pytest.raises(
-        ModelError, match=r"^data: action_space: expected a Discrete for [A-Za-z]+, got Box;"
-    ):
-        load_policy(folder)
-
-
 @pytest.mark.parametrize(
     "key", ["policy_class", "policy_kwargs", "observation_space", "action_space", "_last_obs"]
 )
