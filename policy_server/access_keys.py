@@ -9,6 +9,7 @@ are therefore not accepted where schema.yaml has the hash alone.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,16 @@ from typing import Literal, get_args
 
 from policy_server.errors import UnauthorizedError
 
-__all__ = ["LEAST_RATE", "SCOPES", "SHORTEST_HASHED", "AccessKey", "KeyRing", "Scope", "random_key"]
+__all__ = [
+    "HASH",
+    "LEAST_RATE",
+    "SCOPES",
+    "SHORTEST_HASHED",
+    "AccessKey",
+    "KeyRing",
+    "Scope",
+    "random_key",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +36,9 @@ Scope = Literal["predict", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 SHORTEST_HASHED = 22
 """The fewest characters of a key that is given by its hash."""
+
+HASH = re.compile(r"sha256:([0-9a-f]{64})")
+"""A key's hash, as `generate.py hash_key` prints it; nothing that opens anything itself."""
 
 LEAST_RATE = 1e-6
 """The least limit of observations a second: one in twelve days."""

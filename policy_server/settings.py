@@ -16,7 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from policy_server.access_keys import LEAST_RATE
+from policy_server.access_keys import HASH, LEAST_RATE
 from policy_server.errors import SettingsError
 
 __all__ = [
@@ -403,10 +403,16 @@ class Settings(BaseSettings):
     @field_validator("api_key", "admin_key", "metrics_key")
     @classmethod
     def _check_api_key(cls, api_key: SecretStr | None) -> SecretStr | None:
-        if api_key is not None and not _HEADER_TEXT.fullmatch(api_key.get_secret_value()):
+        key = "" if api_key is None else api_key.get_secret_value()
+        if api_key is not None and not _HEADER_TEXT.fullmatch(key):
             raise PydanticCustomError(
                 "api_key",
                 "printable ASCII text without spaces at its ends; HTTP headers carry nothing else",
+            )
+        if HASH.fullmatch(key):
+            raise PydanticCustomError(
+                "api_key",
+                "a key, not the hash of one, which parameters.api_keys of schema.yaml takes",
             )
         return api_key
 

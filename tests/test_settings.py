@@ -207,6 +207,14 @@ def test_key_that_no_header_can_carry_is_refused_without_being_shown(
     )
 
 
+@pytest.mark.parametrize("name", ["API_KEY", "ADMIN_KEY", "METRICS_KEY"])
+def test_hash_is_no_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"POLICY_SERVER_{name}", f"sha256:{'0' * 64}")
+
+    with pytest.raises(SettingsError, match=r"expected a key, not the hash of one, which para"):
+        read_settings()
+
+
 def test_dotenv_that_is_no_text_is_one_line() -> None:
     Path(".env").write_bytes(b"POLICY_SERVER_HOME=\xff\xfe\n")
 

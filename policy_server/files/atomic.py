@@ -19,7 +19,14 @@ from pathlib import Path
 
 from policy_server.files.locks import FileLock, is_locked
 
-__all__ = ["UNFINISHED", "make_durable", "scratch_folder", "whole_folder", "write_whole"]
+__all__ = [
+    "UNFINISHED",
+    "make_durable",
+    "remove_left_behind",
+    "scratch_folder",
+    "whole_folder",
+    "write_whole",
+]
 
 # The names of files that a process which is killed while it writes leaves behind.
 UNFINISHED = ".unfinished-*"
@@ -103,17 +110,29 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
     Raises:
         OSError: if it can't be made.
     """
-    prefix = UNFINISHED.replace("*", f"{beside.name}-")
-    for left in beside.parent.glob(f"{glob.escape(prefix)}*/"):
-        if _is_left_behind(left):
-            shutil.rmtree(left, ignore_errors=True)
+    remove_left_behind(beside)
     with (
         tempfile.TemporaryDirectory(
-            prefix=prefix, dir=beside.parent, ignore_cleanup_errors=True
+            prefix=_prefix_of(beside), dir=beside.parent, ignore_cleanup_errors=True
         ) as name,
         FileLock(Path(name), is_folder=True),
     ):
         yield Path(name)
+
+
+def remove_left_behind(beside: Path) -> None:
+    """Remove the scratch folders that killed processes left, once they are ten minutes old.
+
+    Args:
+        beside: as `scratch_folder` was given it.
+    """
+    for left in beside.parent.glob(f"{glob.escape(_prefix_of(beside))}*/"):
+        if _is_left_behind(left):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _prefix_of(beside: Path) -> str:
+    return UNFINISHED.replace("*", f"{beside.name}-")
 
 
 @contextlib.contextmanager

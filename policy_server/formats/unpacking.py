@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from policy_server.errors import ModelError, PolicyServerError
 from policy_server.files.archives import Archive, ArchiveLimits, is_zip, open_archive
-from policy_server.files.atomic import whole_folder
+from policy_server.files.atomic import remove_left_behind, whole_folder
 from policy_server.files.locks import FileLock
 from policy_server.formats.known_formats import FORMATS, Format, expected_formats, format_of
 from policy_server.formats.model_files import (
@@ -71,6 +71,7 @@ def unpack_model(
         PolicyServerError: as `check` raises it; the folder is then as it was, too.
     """
     unpacking = _Unpacking(source, models, max_bytes, beside or source.parent, formats, check)
+    remove_left_behind(models)
     if unpacking.is_done():
         return models
     with _locked(models):

@@ -21,16 +21,20 @@ import enum
 import re
 import sys
 from contextlib import suppress
+from ipaddress import IPv6Address
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from policy_server.http_server.joined_writes import JoinedWrites
 
-__all__ = ["HttpProtocol", "Reads", "is_sound", "value_of"]
+__all__ = ["HttpProtocol", "Reads", "is_sound", "plain_client", "value_of"]
 
 # A name or an address, and a port.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+
+# An IPv4 address at a socket for both families.
+_MAPPED = "::ffff:"
 
 
 class Reads(enum.Enum):
@@ -59,6 +63,7 @@ class HttpProtocol(HttpToolsProtocol):
             transport: the connection.
         """
         super().connection_made(JoinedWrites(transport))  # type: ignore[arg-type]  # it answers for one
+        self.client = plain_client(self.client)
 
     def data_received(self, data: bytes) -> None:
         """Read a segment of the connection.
@@ -100,6 +105,9 @@ class HttpProtocol(HttpToolsProtocol):
         """
         if not is_sound(self.headers):
             raise ValueError(self.headers)
+        if self.parser.get_http_version() == "1.0":
+            # Its clients know no 100 (RFC 9110, section 10.1.1).
+            self.expect_100_continue = False
         cycle_before = self.cycle
         # It raises for an address without a path: the request is still in its head then.
         super().on_headers_complete()
@@ -180,6 +188,21 @@ class HttpProtocol(HttpToolsProtocol):
         lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
         lines += [b"%b: %b" % (name, text) for name, text in self.headers if name != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
+
+
+def plain_client(client: tuple[str, int] | None) -> tuple[str, int] | None:
+    """Return a client by its IPv4 address where it has one.
+
+    A socket for both families, such as that of `uvicorn --workers 2 --host ::`, tells
+    `::ffff:127.0.0.1`, which is in no list of trusted proxies.
+
+    Args:
+        client: address and port; None at a UNIX socket.
+    """
+    if client is None or not client[0].startswith(_MAPPED):
+        return client
+    mapped = IPv6Address(client[0]).ipv4_mapped
+    return client if mapped is None else (str(mapped), client[1])
 
 
 def value_of(value: bytes) -> bytes:

@@ -41,7 +41,7 @@ _HALF_CLOSED_S = 1.0
 # request of which a part has come.
 _DRAIN_S = 0.25
 _REST_S = 5.0
-_TIMEOUT, _TOO_MANY, _TOO_LARGE, _UNAVAILABLE = 408, 429, 431, 503
+_NO_HTTP, _TIMEOUT, _TOO_MANY, _TOO_LARGE, _UNAVAILABLE = 400, 408, 429, 431, 503
 _PASSING = frozenset({_TOO_MANY, _UNAVAILABLE})
 
 
@@ -343,6 +343,7 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
                 f"({ENV_PREFIX}MAX_HEADER_BYTES)",
             )
         else:
+            self._watch.count_refused(_NO_HTTP)
             super().refuse_bytes(message)
 
     def _refuse_framing(self) -> None:

@@ -26,6 +26,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 
 from policy_server.http_server.connection_limits import UNREAD_S, Unread, WatchedConnection
+from policy_server.http_server.http_protocol import plain_client
 from policy_server.http_server.plain_frames import PlainFrames
 from policy_server.http_server.stream_frames import FRAMES, FrameListener
 from policy_server.http_server.web_socket_ending import EndingWebSocket
@@ -61,6 +62,7 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
             transport: the connection.
         """
         super().connection_made(transport)
+        self.client = plain_client(self.client)
         self._unread = Unread()
         self._begun = self.loop.time()
         joined: Any = self.transport

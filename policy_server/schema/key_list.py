@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from policy_server.access_keys import LEAST_RATE, SCOPES, AccessKey, Scope
+from policy_server.access_keys import HASH, LEAST_RATE, SCOPES, AccessKey, Scope
 from policy_server.errors import SchemaError
 from policy_server.schema.yaml_document import KeyEntry
 
@@ -14,7 +14,6 @@ __all__ = ["listed_keys", "single_key"]
 
 _HEADER_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_HASH = re.compile(r"sha256:([0-9a-f]{64})")
 # Of the keys that stand alone, in logs and metrics.
 _RESERVED = frozenset({"api_key", "admin_key", "metrics_key"})
 # Each name is a label of the metrics, and each key is compared with every request's.
@@ -75,7 +74,7 @@ def _key(entry: KeyEntry, where: str) -> AccessKey:
         _check_text(entry.key, f"{where}.key")
         key = AccessKey.of(entry.name, entry.key, *scopes)
         return replace(key, max_rate=entry.max_rate, max_in_flight=entry.max_in_flight)
-    digest = _HASH.fullmatch((entry.hash or "").strip())
+    digest = HASH.fullmatch((entry.hash or "").strip())
     if digest is None:
         raise SchemaError(
             f"{where}.hash: expected sha256: and 64 digits of 0-9 and a-f, as `generate.py "
@@ -112,4 +111,9 @@ def _check_text(key: str, where: str) -> None:
         raise SchemaError(
             f"{where}: expected printable ASCII text without spaces at its ends; HTTP headers "
             "carry nothing else"
+        )
+    if HASH.fullmatch(key):
+        raise SchemaError(
+            f"{where}: expected a key, got the hash of one, which whoever reads it could send; "
+            "parameters.api_keys takes it as hash:"
         )

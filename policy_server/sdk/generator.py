@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 import orjson
 
 from policy_server.errors import SdkError
+from policy_server.files.atomic import scratch_folder
 from policy_server.installation import require
 from policy_server.sdk.episodes import add_episode
 from policy_server.sdk.languages import Language, LanguageName
@@ -75,8 +76,8 @@ async def generate(document: Document, languages: Sequence[Language]) -> dict[La
     Raises:
         SdkError: if the generator fails; its output is logged.
     """
-    with tempfile.TemporaryDirectory(prefix="policy-server-sdk-") as name:
-        folder = Path(name)
+    # What a server that was killed has left there goes with a later one.
+    with scratch_folder(Path(tempfile.gettempdir(), "policy-server-sdk")) as folder:
         (folder / "openapi.json").write_bytes(orjson.dumps(document))
         configurations = [_write_configuration(document, item, folder) for item in languages]
         await _run(_command(configurations), languages)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from policy_server.files.atomic import scratch_folder, whole_folder, write_whole
+from policy_server.files.atomic import remove_left_behind, scratch_folder, whole_folder, write_whole
 from tests.support.folders import ROOT
 
 WRITING = """
@@ -238,6 +238,17 @@ def test_volume_is_filled_in_place(
     assert folder.stat().st_ino == inode
     assert names(folder) == ["assets", "saved_model.pb"]
     assert names(outside) == ["precious"]
+
+
+def test_old_scratch_folders_go_without_a_new_one(tmp_path: Path) -> None:
+    for name, age in ((".unfinished-models-old", 1e9), (".unfinished-models-new", None)):
+        (tmp_path / name).mkdir()
+        if age is not None:
+            os.utime(tmp_path / name, (age, age))
+
+    remove_left_behind(tmp_path / "models")
+
+    assert names(tmp_path) == [".unfinished-models-new"]
 
 
 def test_scratch_folder_of_a_process_that_was_killed_goes_with_a_later_one(tmp_path: Path) -> None:

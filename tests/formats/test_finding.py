@@ -57,6 +57,19 @@ def test_prepare_unpacks_the_zip_of_the_home(tmp_path: Path) -> None:
     assert set(files_of_model(folder)) == set(FILES)
 
 
+def test_start_removes_what_one_that_was_killed_has_unpacked(tmp_path: Path) -> None:
+    zip_of(tmp_path / "saved_model.zip")
+    settings = Settings(home=tmp_path)
+    prepare_model(settings)
+    left = tmp_path / ".unfinished-models-abc"
+    left.mkdir()
+    os.utime(left, (1e9, 1e9))
+
+    prepare_model(settings)
+
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("content", [PPO.read_bytes()[:-2000], b""], ids=["cut off", "empty"])
 def test_file_that_can_not_be_served_is_told_where_models_is_served_in_its_place(
     content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -71,6 +71,38 @@ async def received(*segments: bytes) -> tuple[Recorder, Transport]:
     return recorder, transport
 
 
+@pytest.mark.parametrize(
+    ("client", "expected"),
+    [
+        (("::ffff:203.0.113.9", 5), ("203.0.113.9", 5)),
+        (("::ffff:1:2:3", 5), ("::ffff:1:2:3", 5)),
+        (("2001:db8::1", 5), ("2001:db8::1", 5)),
+        (("203.0.113.9", 5), ("203.0.113.9", 5)),
+        (None, None),
+    ],
+)
+async def test_client_of_a_socket_for_both_families_has_its_own_address(
+    client: tuple[str, int] | None, expected: tuple[str, int] | None
+) -> None:
+    recorder = Recorder()
+    config = uvicorn.Config(recorder, log_config=None, lifespan="off", proxy_headers=False)
+    config.load()
+    protocol = HttpProtocol(config, ServerState(), {})
+
+    protocol.connection_made(Transport(client))
+
+    assert protocol.client == expected
+
+
+@pytest.mark.parametrize(("version", "interim"), [("1.1", 1), ("1.0", 0)])
+async def test_client_of_http_1_0_is_told_no_100(version: str, interim: int) -> None:
+    head = f"POST /a HTTP/{version}\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n"
+
+    _, transport = await received(head.encode(), b"x")
+
+    assert transport.written.count(b"100 Continue") == interim
+
+
 @pytest.fixture
 def port() -> Iterator[int]:
     with served_app(build(), ws="none", http=HttpProtocol) as served:

@@ -186,6 +186,17 @@ async def test_large_head_is_refused_without_being_kept(
     assert metrics.snapshot().numbers["requests"] == {("other", "431", ""): 1.0}
 
 
+async def test_what_is_no_http_is_counted() -> None:
+    metrics = Metrics()
+    app = build()
+    async with running(app):
+        protocol, transport = Server(app, is_hot=True, metrics=metrics).connect()
+        protocol.data_received(b"FOO / HTTP/1.1\r\n\r\n")
+
+    assert transport.written.startswith(b"HTTP/1.1 400")
+    assert metrics.snapshot().numbers["requests"] == {("other", "400", ""): 1.0}
+
+
 @pytest.mark.parametrize(
     ("start", "filler"),
     [(b"0\r\nx: ", b"y"), (b"0\r\n", b"x: y\r\n"), (b"1;", b"x=y;")],

@@ -74,6 +74,11 @@ MISTAKES = {
         ".0.hash: expected sha256: and 64 digits of 0-9 and a-f, as `generate.py hash_key` prints "
         "them",
     ),
+    "a hash as key": (
+        f"{{name: a, key: 'sha256:{HASH}'}}",
+        ".0.key: expected a key, got the hash of one, which whoever reads it could send; "
+        "parameters.api_keys takes it as hash:",
+    ),
     "one name": (
         "{name: a, key: k}, {name: a, key: l}",
         ".1: has the name of entry 0; give it its own",

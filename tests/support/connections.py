@@ -33,8 +33,8 @@ _HEAD = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n((?:[^\r\n]+\r\n)*)\r\n")
 class Transport(asyncio.Transport):
     """A connection of which nothing is read: the test hands its bytes to the protocol."""
 
-    def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+    def __init__(self, peer: tuple[str, int] | None = ("127.0.0.1", 1)) -> None:
+        super().__init__({"peername": peer, "sockname": ("127.0.0.1", 2)})
         self.written = b""
         self.writes = 0
         self.is_gone = False
