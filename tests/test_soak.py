@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from benchmarks.failures import BenchmarkError
-from benchmarks.processes import started
+from benchmarks.processes import ProcessFigures, started
 from benchmarks.soak.__main__ import main
 from benchmarks.soak.expected import Case, Expected, is_same
 from benchmarks.soak.home import drawn_observation, flat
@@ -151,21 +151,6 @@ def test_grpcs_pools_may_fill_but_have_an_end(largest: int, *, holds: bool) -> N
     ]
 
     assert broken(run(*samples)) == ([] if holds else ["Ray: gRPC's pools"])
-
-
-def test_threads_of_grpcs_pools_are_known_by_their_name(tmp_path: Path) -> None:
-    code = (
-        "import threading, time, pathlib;"
-        "name = lambda: (pathlib.Path(f'/proc/self/task/{threading.get_native_id()}/comm')"
-        ".write_text('event_engine'), print('ready', flush=True), time.sleep(60));"
-        "threading.Thread(target=name, daemon=True).start(); time.sleep(60)"
-    )
-    log = tmp_path / "log"
-    with started([sys.executable, "-c", code], environment={}, folder=tmp_path, log=log) as server:
-        wait_until(lambda: "ready" in log.read_text())
-        [figures] = server.processes()
-
-    assert (figures.threads, figures.pool_threads) == (2, 1)
 
 
 def test_role_that_vanishes_does_not_hold() -> None:
@@ -390,16 +375,34 @@ async def test_connection_in_hand_reads_answers_and_leaves_by_reset() -> None:
 # What processes hold
 
 
+def figures_of(code: str, folder: Path) -> ProcessFigures:
+    """Return what a process holds once its code has printed that it is ready."""
+    log = folder / "log"
+    with started([sys.executable, "-c", code], environment={}, folder=folder, log=log) as server:
+        wait_until(lambda: "ready" in log.read_text())
+        [figures] = server.processes()
+    return figures
+
+
+def test_threads_of_grpcs_pools_are_known_by_their_name(tmp_path: Path) -> None:
+    code = (
+        "import threading, time, pathlib;"
+        "name = lambda: (pathlib.Path(f'/proc/self/task/{threading.get_native_id()}/comm')"
+        ".write_text('event_engine'), print('ready', flush=True), time.sleep(60));"
+        "threading.Thread(target=name, daemon=True).start(); time.sleep(60)"
+    )
+    figures = figures_of(code, tmp_path)
+
+    assert (figures.threads, figures.pool_threads) == (2, 1)
+
+
 def test_processes_tell_their_memory_files_and_threads(tmp_path: Path) -> None:
     code = (
         "import threading, time; block = bytearray(b'x' * 20_000_000); file = open('/dev/null');"
         "threading.Thread(target=time.sleep, args=[60], daemon=True).start();"
         "print('ready', flush=True); time.sleep(60)"
     )
-    log = tmp_path / "log"
-    with started([sys.executable, "-c", code], environment={}, folder=tmp_path, log=log) as server:
-        wait_until(lambda: "ready" in log.read_text())
-        [figures] = server.processes()
+    figures = figures_of(code, tmp_path)
 
     assert (figures.role, figures.threads, figures.files) == ("web", 2, 4)
     assert figures.pool_threads == 0

@@ -21,6 +21,7 @@ __all__ = [
     "Shape",
     "actor",
     "failing_actor",
+    "files_in",
     "node",
     "tensor",
     "weights",
@@ -35,6 +36,11 @@ DEADLY = [0.1, 0.2, 9e4, 0.4]
 _PRODUCTS = 300
 Array = NDArray[Any]
 Shape = Sequence[int | str]
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Return a model's files by their names, as the readers take them."""
+    return {path.name: path for path in folder.iterdir()}
 
 
 def node(operator: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Any:  # noqa: ANN401 -- onnx is untyped

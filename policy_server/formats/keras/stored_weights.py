@@ -81,10 +81,7 @@ def read_weights(path: Path) -> Weights:
         OSError: if the system does not give the file.
     """
     require("keras", use="a Keras file's weights")
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise ModelError(f"{path.name}: can't be read: {error.strerror}") from error
+    size = path.stat().st_size
     seconds = min(_LEAST_SECONDS + size // 1_000_000 * _SECONDS_PER_MB, _MOST_SECONDS)
     try:
         process = subprocess.Popen(  # noqa: S603 -- this package's own file, by this Python

@@ -18,14 +18,10 @@ from policy_server.formats.known_formats import load_policy
 from policy_server.formats.onnx.model_file import read_model
 from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import parse_schema
-from tests.support.onnx_models import node, tensor, weights, write_model
+from tests.support.onnx_models import files_in, node, tensor, weights, write_model
 
 ROWS = np.random.default_rng(9).standard_normal((6, 4)).astype(np.float32)
 DISCRETE = parse_schema("parameters: {discrete: True}")
-
-
-def files_in(folder: Path) -> dict[str, Path]:
-    return {path.name: path for path in folder.iterdir()}
 
 
 def refused(folder: Path) -> str:

@@ -15,13 +15,9 @@ from onnx import helper
 from policy_server.errors import ModelError, PolicyServerError
 from policy_server.formats.known_formats import load_policy
 from policy_server.formats.onnx.model_file import read_model
-from tests.support.onnx_models import actor, node, tensor, weights, write_model
+from tests.support.onnx_models import actor, files_in, node, tensor, weights, write_model
 
 ROWS = np.random.default_rng(9).standard_normal((6, 4)).astype(np.float32)
-
-
-def files_in(folder: Path) -> dict[str, Path]:
-    return {path.name: path for path in folder.iterdir()}
 
 
 def refused(folder: Path) -> str:
