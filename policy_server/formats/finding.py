@@ -160,8 +160,7 @@ def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> P
     first = settings.zip_path
     has_first = is_there(first)
     # What lies beside saved_model.zip may be anything, such as a file that can't be read.
-    unread: list[ModelError] = []
-    candidates = list(_candidates(settings, formats, unread if has_first else None))
+    candidates = list(_candidates(settings, formats, passes_unread=has_first))
     if has_first:
         own = next((item for item in candidates if item.path == first), None)
         if own is None:
@@ -297,23 +296,22 @@ def format_of_folder(folder: Path, formats: Sequence[Format] = FORMATS) -> Forma
 
 
 def _candidates(
-    settings: Settings, formats: Sequence[Format], unread: list[ModelError] | None = None
+    settings: Settings, formats: Sequence[Format], *, passes_unread: bool = False
 ) -> Iterator[_Candidate]:
     """Yield the files and folders with a policy, saved_model.zip among them, without models/.
 
     Args:
         settings: the folder.
         formats: those that may read the policies.
-        unread: gets the failures of the disk, of saved_model.zip apart; None to raise those too.
+        passes_unread: pass over what the disk does not give, saved_model.zip apart.
     """
     for path in _visible(settings.home):
         try:
             form = _format_at(path, settings, formats)
-        except ModelError as error:
-            if unread is None or path == settings.zip_path:
-                raise
-            unread.append(error)
-            continue
+        except ModelError:
+            if passes_unread and path != settings.zip_path:
+                continue
+            raise
         if form is not None:
             yield _Candidate(path, form)
 

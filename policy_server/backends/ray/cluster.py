@@ -119,6 +119,7 @@ async def open_ray_cluster(settings: Settings) -> AsyncIterator[RayCluster]:
 
 def _membership(settings: Settings, call: OnRaysThread) -> Membership:
     if address := os.environ.get("RAY_ADDRESS"):
+        # In threads that no end of the process awaits: others' clusters may stand still.
         return ClusterMember(address, RayCalls().call, timeout_s=settings.start_timeout_s)
     if parent_process() is not None:
         return SharedRay(settings, call)
