@@ -47,9 +47,9 @@ _REFUSED, _SIGNATURE = "error", "signature"
 # The memory that the process may take: with TensorFlow, real policies of 1 MB take 0.5 GB.
 _LEAST_MEMORY_BYTES = 8 << 30
 _MEMORY_OF_EACH_BYTE = 16
-# The time of the processor that it may take, as shares of POLICY_SERVER_START_TIMEOUT_S: of the usual
-# 300 s these are 100 s, and 6 s for each megabyte. As ONNX models Atari's common network took 3 s
-# (6.5 MB), that of IMPALA 9 s (4.2 MB), a dense one 14 s (208 MB), and ResNet-18 103 s (43 MB).
+# The time of the processor that it may take, as shares of POLICY_SERVER_START_TIMEOUT_S: of its
+# usual 300 s these are 100 s, and 6 s for each megabyte. As ONNX models Atari's common network took
+# 3 s (6.5 MB), that of IMPALA 9 s (4.2 MB), a dense one 14 s (208 MB), ResNet-18 103 s (43 MB).
 _LEAST_SHARE = 1 / 3
 _SHARE_OF_EACH_MB = 1 / 50
 # Of the process that gets no memory, also while it imports: its traceback would tell no more.
