@@ -15,7 +15,12 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
-from policy_server.formats.onnx.inlined_functions import OPERATOR_DOMAINS, without_functions
+from policy_server.formats.onnx.inlined_functions import (
+    OPERATOR_DOMAINS,
+    OPSETS,
+    STANDARD_DOMAINS,
+    without_functions,
+)
 from policy_server.formats.onnx.stored_tensors import StoredTensors
 from policy_server.installation import require
 from policy_server.policy import SignatureTensor
@@ -24,8 +29,6 @@ __all__ = ["Node", "OnnxModel", "model_name", "read_model"]
 
 Array = NDArray[Any]
 
-_STANDARD = ("", "ai.onnx")
-_OPSETS = range(7, 27)
 _MOST_NODES = 100_000
 # AttributeProto's types, by the field that holds the value.
 _FIELDS = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
@@ -172,12 +175,14 @@ class _Reader:
             raise ModelError(f"{self._name}: is damaged: a name in it is no text; export it again")
 
     def _opset(self) -> int:
-        versions = [item.version for item in self._proto.opset_import if item.domain in _STANDARD]
+        versions = [
+            item.version for item in self._proto.opset_import if item.domain in STANDARD_DOMAINS
+        ]
         opset = int(max(versions, default=0))
-        if opset not in _OPSETS:
+        if opset not in OPSETS:
             raise ModelError(
                 f"{self._name}: needs version {opset} of ONNX's operators, expected "
-                f"{_OPSETS.start} to {_OPSETS.stop - 1}; export it with opset_version=17"
+                f"{OPSETS.start} to {OPSETS.stop - 1}; export it with opset_version=17"
             )
         return opset
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from policy_server.errors import ModelError
 from policy_server.formats.known_formats import load_policy
@@ -45,7 +45,7 @@ def test_functions_are_put_in_the_place_of_their_calls(tmp_path: Path) -> None:
         [
             node("Constant", [], ["factor"], value_float=2.0),
             node("Mul", ["x", "factor"], ["product"]),
-            _referring("LeakyRelu", "product", "y"),
+            referring("LeakyRelu", "product", "y", alpha="alpha"),
         ],
         [helper.make_opsetid("", 17)],
         ["alpha"],
@@ -73,12 +73,12 @@ def test_functions_are_put_in_the_place_of_their_calls(tmp_path: Path) -> None:
     assert load_policy(tmp_path).signature.engine == "numpy"
 
 
-def _referring(operator: str, source: str, target: str) -> Any:  # noqa: ANN401 -- onnx is untyped
-    """Return a node of a function whose attribute is the caller's."""
-    made = node(operator, [source], [target])
-    made.attribute.append(
-        onnx.AttributeProto(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)
-    )
+def referring(operator: str, source: str, target: str, *, domain: str = "", **names: str) -> Any:  # noqa: ANN401 -- onnx is untyped
+    """Return a node of a function, whose attributes are the function's by their names."""
+    made = node(operator, [source] if source else [], [target], domain=domain)
+    for name, referred in names.items():
+        kind = onnx.AttributeProto.INT if name == "axis" else onnx.AttributeProto.FLOAT
+        made.attribute.append(onnx.AttributeProto(name=name, ref_attr_name=referred, type=kind))
     return made
 
 
@@ -149,15 +149,27 @@ def function(
     domain: str = "own",
     opset: int = 17,
     outputs: Sequence[str] = ("y",),
+    attributes: Sequence[str] = (),
+    defaults: Mapping[str, object] | None = None,
 ) -> Any:  # noqa: ANN401 -- onnx is untyped
     """Return a function of the tensor x."""
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("own", 1)]
     return helper.make_function(
-        domain, name, ["x"], list(outputs), list(nodes), opsets, overload=overload
+        domain,
+        name,
+        ["x"],
+        list(outputs),
+        list(nodes),
+        opsets,
+        list(attributes),
+        [helper.make_attribute(key, value) for key, value in (defaults or {}).items()],
+        overload=overload,
     )
 
 
-def calling(folder: Path, nodes: Sequence[Any], functions: Sequence[Any]) -> Path:
+def calling(
+    folder: Path, nodes: Sequence[Any], functions: Sequence[Any], *, opset: int = 17
+) -> Path:
     """Write a model whose nodes make `logits` of `net`, float32[batch, 3]."""
     path = write_model(
         folder,
@@ -165,6 +177,7 @@ def calling(folder: Path, nodes: Sequence[Any], functions: Sequence[Any]) -> Pat
         [tensor("obs", ["batch", 4])],
         [tensor("logits", ["batch", 3])],
         {"w": weights(4, 3)},
+        opset=opset,
         functions=functions,
     )
     model = onnx.load(path)
@@ -253,18 +266,221 @@ def test_branch_within_a_function_reads_its_tensors(tmp_path: Path) -> None:
     assert answers_as_onnxruntime(calling(tmp_path, [call("f", "net", "logits")], functions))
 
 
-def test_function_of_another_version_of_the_operators_is_converted(tmp_path: Path) -> None:
-    """Until version 12 a softmax was taken over all axes from one on, by default the second."""
-    inner = [
-        node("Unsqueeze", ["x"], ["cube"], axes=[2]),
-        node("Softmax", ["cube"], ["shares"]),
-        node("Squeeze", ["shares"], ["y"], axes=[2]),
-    ]
-    calling(tmp_path, [call("f", "net", "logits")], [function("f", inner, opset=12)])
+LEAKY = referring("LeakyRelu", "x", "y", alpha="slope")
+PASSED_ON = referring("inner", "x", "y", domain="own", slope="slope")
+FIRST, SECOND = {"slope": 0.4}, {"slope": 0.7}
+
+
+def _called(name: str = "f", source: str = "net", target: str = "logits", **given: object) -> Any:  # noqa: ANN401 -- onnx is untyped
+    return node(name, [source], [target], domain="own", **given)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "functions"),
+    [
+        ([_called()], [function("f", [LEAKY], defaults=FIRST)]),
+        (
+            [
+                _called(target="a"),
+                _called(source="a", target="b", slope=0.9),
+                _called(source="b"),
+            ],
+            [function("f", [LEAKY], defaults=FIRST)],
+        ),
+        ([_called()], [function("f", [LEAKY], attributes=["slope"])]),
+        (
+            [_called()],
+            [
+                function("f", [PASSED_ON], defaults=FIRST),
+                function("inner", [LEAKY], attributes=["slope"]),
+            ],
+        ),
+        (
+            [_called()],
+            [
+                function("f", [PASSED_ON], attributes=["slope"]),
+                function("inner", [LEAKY], defaults=SECOND),
+            ],
+        ),
+        (
+            [_called()],
+            [
+                function("f", [_called("inner", "x", "y")], defaults=FIRST),
+                function("inner", [LEAKY], defaults=SECOND),
+            ],
+        ),
+        (
+            chosen(yes=_called(target="q"), no=node("Neg", ["net"], ["q"]), result="logits"),
+            [function("f", [LEAKY], defaults=FIRST)],
+        ),
+        (
+            [_called()],
+            [
+                function(
+                    "f",
+                    chosen(
+                        yes=referring("LeakyRelu", "x", "q", alpha="slope"),
+                        no=node("Neg", ["x"], ["q"]),
+                        result="y",
+                    ),
+                    defaults=FIRST,
+                )
+            ],
+        ),
+        (
+            [_called()],
+            [function("f", [referring("Softmax", "x", "y", axis="at")], defaults={"at": 0})],
+        ),
+        (
+            [_called()],
+            [
+                function(
+                    "f",
+                    [
+                        referring("Constant", "", "c", value_float="slope"),
+                        node("Mul", ["x", "c"], ["y"]),
+                    ],
+                    defaults=FIRST,
+                )
+            ],
+        ),
+    ],
+    ids=[
+        "left out",
+        "given by one of three calls",
+        "without a default",
+        "passed on to an inner function",
+        "an inner one's, of which nothing is passed on",
+        "both have one of one name",
+        "called in a branch",
+        "read in a branch",
+        "axis",
+        "constant",
+    ],
+)
+def test_attribute_that_a_call_leaves_out_has_its_default(
+    nodes: list[Any], functions: list[Any], tmp_path: Path
+) -> None:
+    path = calling(tmp_path, nodes, functions)
+
+    onnx.checker.check_model(path, full_check=True)
+    expected = onnxruntime.InferenceSession(path).run(None, {"obs": ROWS})[0]
+    inlined = read_model(files_in(tmp_path)).proto
+    found = onnxruntime.InferenceSession(inlined.SerializeToString()).run(None, {"obs": ROWS})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("version", [8, 10])
+def test_default_is_served_of_files_of_any_age(version: int, tmp_path: Path) -> None:
+    """Files of before version 10 know no overloads of functions."""
+    path = calling(tmp_path, [_called()], [function("f", [LEAKY], defaults=FIRST)])
+    model = onnx.load(path)
+    model.ir_version = version
+    onnx.save(model, path)
+
+    assert answers_as_onnxruntime(path)
+
+
+CONSTANT = node("Constant", [], ["c"], value=numpy_helper.from_array(np.float32(0.3)))
+SAME = {
+    "PRelu": ([CONSTANT, node("PRelu", ["x", "c"], ["y"])], 17, 18),
+    "Erf": ([node("Erf", ["x"], ["y"])], 13, 17),
+    "Clip": ([CONSTANT, node("Clip", ["x", "", "c"], ["y"])], 13, 18),
+    "an older model": ([CONSTANT, node("PRelu", ["x", "c"], ["y"])], 18, 17),
+    "more types": ([node("Relu", ["x"], ["y"])], 13, 21),
+    "a new attribute": (
+        [
+            node("Constant", [], ["s"], value_ints=[-1, 3]),
+            node("Reshape", ["x", "s"], ["y"]),
+        ],
+        12,
+        17,
+    ),
+    "axes that are left out": (
+        [node("ReduceMean", ["x"], ["m"]), node("Sub", ["x", "m"], ["y"])],
+        13,
+        18,
+    ),
+    "a nested function": ([_called("inner", "x", "y")], 13, 18),
+}
+
+
+@pytest.mark.parametrize(("nodes", "version", "models"), SAME.values(), ids=SAME)
+def test_function_of_another_version_is_taken_where_its_operators_are_the_same(
+    nodes: list[Any], version: int, models: int, tmp_path: Path
+) -> None:
+    """Held against onnxruntime's answers for the same functions in a model of their version."""
+    inner = function(
+        "inner", [node("Erf", ["x"], ["h"]), node("Tanh", ["h"], ["y"])], opset=version
+    )
+    functions = [function("f", nodes, opset=version), inner]
+    calls = [call("f", "net", "logits")]
+    expected = onnxruntime.InferenceSession(calling(tmp_path, calls, functions, opset=version)).run(
+        None, {"obs": ROWS}
+    )[0]
+
+    calling(tmp_path, calls, functions, opset=models)
 
     found = probabilities_of(load_policy(tmp_path, DISCRETE))
+    np.testing.assert_allclose(found, softmax(expected), atol=1e-5)
 
-    np.testing.assert_allclose(found, softmax(ROWS @ weights(4, 3)), atol=1e-5)
+
+OTHERS = {
+    "default": ([node("Softmax", ["x"], ["y"])], "Softmax", 12, 17),
+    "default, given": ([node("Softmax", ["x"], ["y"], axis=1)], "Softmax", 13, 12),
+    "Hardmax": ([node("Hardmax", ["x"], ["y"], axis=1)], "Hardmax", 12, 13),
+    "Softmax of 21": ([node("Softmax", ["x"], ["y"], axis=1)], "Softmax", 21, 9),
+    "attribute": ([node("ReduceMean", ["x"], ["y"], axes=[1])], "ReduceMean", 17, 18),
+    "input": (
+        [
+            node("Constant", [], ["a"], value_ints=[1]),
+            node("ReduceMean", ["x", "a"], ["y"]),
+        ],
+        "ReduceMean",
+        18,
+        17,
+    ),
+    "inputs in another order": (
+        [
+            node("Constant", [], ["s"], value=numpy_helper.from_array(np.ones(2, np.float32))),
+            node("Resize", ["x", "s"], ["y"]),
+        ],
+        "Resize",
+        10,
+        13,
+    ),
+    "newer": ([node("Gelu", ["x"], ["y"])], "Gelu", 20, 17),
+    "within a branch": (
+        chosen(yes=node("Softmax", ["x"], ["q"]), no=node("Neg", ["x"], ["q"]), result="y"),
+        "Softmax",
+        12,
+        17,
+    ),
+}
+
+
+@pytest.mark.parametrize(("nodes", "operator", "version", "models"), OTHERS.values(), ids=OTHERS)
+def test_function_of_another_version_is_refused_where_an_operator_is_another(
+    nodes: list[Any], operator: str, version: int, models: int, tmp_path: Path
+) -> None:
+    functions = [function("f", nodes, opset=version)]
+    calling(tmp_path, [call("f", "net", "logits")], functions, opset=models)
+
+    assert refused(tmp_path) == (
+        f"policy.onnx: its function own.f is written for version {version} of ONNX's operators, in "
+        f"which {operator} is another operation than in version {models}, the model's; export both "
+        "for one version"
+    )
+
+
+def test_function_of_another_version_that_is_not_called_is_no_hindrance(tmp_path: Path) -> None:
+    functions = [
+        function("f", [node("Tanh", ["x"], ["y"])]),
+        function("unused", [node("Softmax", ["x"], ["y"])], opset=12),
+    ]
+    calling(tmp_path, [call("f", "net", "logits")], functions)
+
+    assert load_policy(tmp_path, DISCRETE).signature.engine == "numpy"
 
 
 def test_two_functions_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -299,11 +515,11 @@ def test_functions_that_make_too_many_bytes_are_refused(tmp_path: Path) -> None:
     assert "its functions make operations of more than 1073741824 bytes" in refused(tmp_path)
 
 
-def test_function_that_can_not_be_converted_is_refused(tmp_path: Path) -> None:
+def test_function_of_an_unknown_version_is_refused(tmp_path: Path) -> None:
     functions = [function("f", [node("Neg", ["x"], ["y"])], opset=99)]
     calling(tmp_path, [call("f", "net", "logits")], functions)
 
     assert refused(tmp_path) == (
-        "policy.onnx: its functions can't be put in the place of their calls: Warning: invalid "
-        "version (must be between 1 and 28); export it without functions"
+        "policy.onnx: its function own.f is written for version 99 of ONNX's operators, expected "
+        "17, the model's, or one of 7 to 26; export both for one version"
     )
