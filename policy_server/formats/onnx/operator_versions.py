@@ -12,6 +12,8 @@ __all__ = ["is_same_operation"]
 
 # Its new attribute's default is not what it did before, as it is for all other operators.
 _CHANGED = ("RoiAlign",)
+# Before version 13 they are taken over all axes from the one that they name: of the last, itself.
+_NORMALIZING = ("Hardmax", "LogSoftmax", "Softmax")
 
 
 def is_same_operation(node: Any, domain: str, written: int, taken: int) -> bool:  # noqa: ANN401 -- onnx is untyped
@@ -42,7 +44,7 @@ def is_same_operation(node: Any, domain: str, written: int, taken: int) -> bool:
         return False
     return (
         all(_takes(schema, node) for schema in (one, other))
-        and _has_same_defaults(one, other)
+        and (_has_same_defaults(one, other) or _is_along_last_axis(node))
         and _has_same_places(one, other)
     )
 
@@ -64,6 +66,12 @@ def _has_same_defaults(one: Any, other: Any) -> bool:  # noqa: ANN401 -- onnx is
     return all(
         one.attributes[name].default_value == other.attributes[name].default_value
         for name in one.attributes.keys() & other.attributes.keys()
+    )
+
+
+def _is_along_last_axis(node: Any) -> bool:  # noqa: ANN401 -- onnx is untyped
+    return node.op_type in _NORMALIZING and any(
+        item.name == "axis" and item.i == -1 for item in node.attribute
     )
 
 

@@ -41,6 +41,7 @@ def answers(one: Any, opset: int) -> Any:  # noqa: ANN401 -- onnx is untyped
         (node("Clip", ["x"], ["y"]), (7, 13)),
         (node("ReduceSum", ["x"], ["y"]), (11, 13)),
         (node("LogSoftmax", ["x"], ["y"], axis=2), (7, 11)),
+        (node("Softmax", ["x"], ["y"], axis=-1), (11, 13)),
         (node("LeakyRelu", ["x"], ["y"]), (7, 16)),
     ],
     ids=lambda item: item.op_type if hasattr(item, "op_type") else "",
@@ -62,9 +63,10 @@ def test_operation_that_is_the_same_gives_the_same_numbers(
         (node("Softmax", ["x"], ["y"]), (12, 13)),
         (node("Softmax", ["x"], ["y"], axis=1), (12, 13)),
         (node("Hardmax", ["x"], ["y"], axis=1), (12, 13)),
+        (node("LogSoftmax", ["x"], ["y"], axis=2), (10, 13)),
         (node("RoiAlign", ["x", "r", "i"], ["y"], output_height=2, output_width=2), (15, 16)),
     ],
-    ids=["default", "axis", "Hardmax", "RoiAlign"],
+    ids=["default", "axis", "Hardmax", "LogSoftmax", "RoiAlign"],
 )
 def test_operation_that_gives_other_numbers_is_another(
     one: Any,  # noqa: ANN401 -- onnx is untyped
