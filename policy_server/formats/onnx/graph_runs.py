@@ -84,9 +84,6 @@ class GraphRuns:
     def _run(self, tensors: Sequence[str]) -> dict[str, Measured]:
         constants = {n: self.model.constants[n] for n in tensors if n in self.model.constants}
         computed = [name for name in tensors if name not in constants]
-        rows = self.probes
-        size = 1 if self.is_batch_fixed else _MEASURED_ROWS
-        rows = rows[: len(rows) // size * size]
         found = {
             name: Measured(
                 value.reshape(1, -1),
@@ -98,16 +95,7 @@ class GraphRuns:
         }
         if not computed:
             return found
-        runtime = open_runtime(self.model, computed)
-        values: list[Mapping[str, Array]] = []
-        try:
-            for first in range(0, len(rows), size):
-                batch = rows[first : first + size]
-                values.append(runtime.run({feed.name: feed.of(batch) for feed in self.roles.feeds}))
-        except GraphRunError as error:
-            raise ModelError(
-                f"{self.model.name}: can't be computed: {error}; {remedy_for(str(error))}"
-            ) from error
+        values, size = self.values(computed), self._batch_size
         for name in computed:
             parts = [item[name] for item in values]
             is_of_rows = parts[0].ndim > 0 and len(parts[0]) == size
@@ -119,6 +107,33 @@ class GraphRuns:
                 shape=parts[0].shape,
             )
         return found
+
+    @property
+    def _batch_size(self) -> int:
+        return 1 if self.is_batch_fixed else _MEASURED_ROWS
+
+    def values(self, tensors: Sequence[str]) -> list[Mapping[str, Array]]:
+        """Return the values of computed tensors for each batch of the probes.
+
+        Args:
+            tensors: the names of the tensors.
+
+        Raises:
+            ModelError: if the graph can't be run.
+        """
+        runtime = open_runtime(self.model, tensors)
+        rows, size = self.probes, self._batch_size
+        try:
+            return [
+                runtime.run(
+                    {feed.name: feed.of(rows[first : first + size]) for feed in self.roles.feeds}
+                )
+                for first in range(0, len(rows) // size * size, size)
+            ]
+        except GraphRunError as error:
+            raise ModelError(
+                f"{self.model.name}: can't be computed: {error}; {remedy_for(str(error))}"
+            ) from error
 
     def function(self, plan: Plan, *, is_literal: bool = True) -> RowFunction:
         """Return a plan's function, as a runtime computes it.

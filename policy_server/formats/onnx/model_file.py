@@ -7,7 +7,7 @@ the place of their calls. Nothing outside of the model's own files is read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
+from policy_server.formats.onnx.function_attributes import with_inner
 from policy_server.formats.onnx.inlined_functions import (
     OPERATOR_DOMAINS,
     OPSETS,
@@ -73,6 +74,8 @@ class OnnxModel:
         nodes: the operations, each after those that it reads from.
         constants: the initializers by name.
         proto: the file's message, with all data in it, for a runtime.
+        original: the message as it came, with its functions, and without its initializers; None for
+            a file without functions.
     """
 
     name: str
@@ -84,6 +87,7 @@ class OnnxModel:
     nodes: tuple[Node, ...]
     constants: Mapping[str, Array]
     proto: Any
+    original: Any = None
 
     def writers(self) -> dict[str, Node]:
         """Return the node that writes each tensor."""
@@ -120,8 +124,34 @@ def read_model(files: Mapping[str, Path]) -> OnnxModel:
     """
     name = model_name(files)
     require("onnx", use=f"{name}, an ONNX model")
-    proto = without_functions(_parse(files[name], name), name)
-    return _Reader(proto, files, name).read()
+    proto = _parse(files[name], name)
+    original = _original(proto) if proto.functions else None
+    model = _Reader(without_functions(proto, name), files, name).read()
+    if original is None:
+        return model
+    _load_tensors(original, StoredTensors(files, name))
+    return replace(model, original=original)
+
+
+def _original(proto: Any) -> Any:  # noqa: ANN401 -- onnx is untyped
+    """Return a copy of a message without its initializers, which no inlining changes."""
+    kept = type(proto)(ir_version=proto.ir_version)
+    kept.opset_import.extend(proto.opset_import)
+    kept.functions.extend(proto.functions)
+    kept.graph.name = proto.graph.name
+    kept.graph.node.extend(proto.graph.node)
+    kept.graph.input.extend(proto.graph.input)
+    kept.graph.output.extend(proto.graph.output)
+    return kept
+
+
+def _load_tensors(proto: Any, stored: StoredTensors) -> None:  # noqa: ANN401 -- onnx is untyped
+    """Put the numbers of nodes that lie beside the file into the message."""
+    for nodes in (proto.graph.node, *(item.node for item in proto.functions)):
+        for node in with_inner(nodes):
+            for item in node.attribute:
+                for tensor in (item.t, *item.tensors, *item.g.initializer):
+                    stored.load(tensor)
 
 
 def _parse(path: Path, name: str) -> Any:  # noqa: ANN401 -- onnx is untyped

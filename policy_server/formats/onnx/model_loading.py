@@ -23,6 +23,7 @@ from policy_server.formats.onnx.answer_checks import check_mask, check_repeats
 from policy_server.formats.onnx.document_reading import read_document
 from policy_server.formats.onnx.graph_readings import Reading, read_by_graph, read_by_metadata
 from policy_server.formats.onnx.graph_runs import GraphRuns, RowFunction
+from policy_server.formats.onnx.inlining_check import check_inlined
 from policy_server.formats.onnx.leapp import read_description
 from policy_server.formats.onnx.model_file import OnnxModel, read_model
 from policy_server.formats.onnx.onnxruntime_policy import OnnxRuntimePolicy
@@ -81,6 +82,7 @@ def load_policy(
 
 def _load(model: OnnxModel, reading: Reading, engine: Engine) -> NetworkPolicy | OnnxRuntimePolicy:
     graph, plan, signature = reading.graph, reading.plan, reading.signature
+    check_inlined(graph, plan)
     check_steps(graph, plan)
     if signature.mask_name is not None:
         check_mask(graph, plan, signature)

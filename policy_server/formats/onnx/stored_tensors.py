@@ -49,7 +49,7 @@ class StoredTensors:
         """
         import onnx
 
-        self._load_external(tensor)
+        self.load(tensor)
         shape = tuple(tensor.dims)
         if any(size < 0 for size in shape):
             raise ModelError(f"{self._name}: {tensor.name!r} has the shape {shape}; export again")
@@ -73,8 +73,15 @@ class StoredTensors:
                 f"{self._name}: the tensor {tensor.name!r} is damaged: {error}; export it again"
             ) from error
 
-    def _load_external(self, tensor: Any) -> None:  # noqa: ANN401 -- onnx is untyped
-        """Put a tensor's numbers that lie in a file beside the model's into the message."""
+    def load(self, tensor: Any) -> None:  # noqa: ANN401 -- onnx is untyped
+        """Put a tensor's numbers that lie in a file beside the model's into the message.
+
+        Args:
+            tensor: its message.
+
+        Raises:
+            ModelError: if they are missing, or lie outside the folder.
+        """
         import onnx
 
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
