@@ -7,18 +7,21 @@ import re
 __all__ = ["reason_of", "remedy_for"]
 
 _LONGEST = 200
+# A message may hold names of the graph, of any length: what is behind this is not looked at.
+_MOST_READ = 4_000
 _NO_MEMORY = "it takes more memory than there is"
 _ENDS_OF_MEMORY = re.compile(
     r"std::bad_alloc|Failed to allocate memory for requested buffer of size \d+"
 )
 # onnxruntime begins with its own codes, which say nothing more than the words behind them.
 _CODES = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:")
-# A file of the library's sources with the line, before the name of the function.
-_PLACE = re.compile(r"\S+\.(?:cc|cpp|h):\d+ ")
+# A file of the library's sources with the line, before the name of the function. It begins a word,
+# so that it is tried once for each.
+_PLACE = re.compile(r"(?<!\S)\S+\.(?:cc|cpp|h):\d+ ")
 # That of an assertion: `convert.h:96: check: Assertion 'x' failed: invalid version`.
-_ASSERTION = re.compile(r"\S+\.(?:cc|cpp|h):\d+: \w+: Assertion .*? failed: ")
-# A function with the types of its arguments; of another, its name alone.
-_SIGNATURE = re.compile(r"[^()]*::[^()\s]*\(")
+_ASSERTION = re.compile(r"(?<!\S)\S+\.(?:cc|cpp|h):\d+: \w+: Assertion .*? failed: ")
+# What stands before a function's arguments: its type, and its name with `::`.
+_HEAD = re.compile(r"([^()]*)\(")
 _QUALIFIERS = re.compile(r" const\b| \[with [^]]*\]")
 
 
@@ -34,7 +37,8 @@ def reason_of(error: Exception) -> str:
     """
     if isinstance(error, MemoryError):
         return _NO_MEMORY
-    words = _ASSERTION.sub("", _CODES.sub("", " ".join(str(error).split())))
+    words = " ".join(str(error).split())[:_MOST_READ]
+    words = _ASSERTION.sub("", _CODES.sub("", words))
     words = _ENDS_OF_MEMORY.sub(_NO_MEMORY, words)
     while (place := _PLACE.search(words)) is not None:
         words = words[: place.start()] + _without_function(words[place.end() :])
@@ -55,10 +59,10 @@ def remedy_for(reason: str) -> str:
 
 def _without_function(words: str) -> str:
     """Return a message without the function that it begins with."""
-    signature = _SIGNATURE.match(words)
-    if signature is None:
+    head = _HEAD.match(words)
+    if head is None or "::" not in head[1].rpartition(" ")[2]:
         return words.partition(" ")[2]
-    depth, end = 1, signature.end()
+    depth, end = 1, head.end()
     while depth and end < len(words):
         depth += {"(": 1, ")": -1}.get(words[end], 0)
         end += 1
