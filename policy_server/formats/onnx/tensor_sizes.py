@@ -10,12 +10,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from policy_server.errors import ModelError
+from policy_server.formats.onnx.function_attributes import with_inner
 from policy_server.formats.onnx.model_file import OnnxModel
+from policy_server.formats.onnx.node_constants import constant_value, constants_of
 
 __all__ = ["MOST_NUMBERS", "check_sizes"]
 
 MOST_NUMBERS = 50_000_000
-"""The most numbers that a tensor may have for one observation."""
+"""The most numbers that a tensor may have for one observation.
+
+One that is computed of constants alone may have as many as the file holds, if these are more.
+"""
 
 # Constants that may state a size; of others the shape suffices.
 _MOST_IN_SHAPE = 1_000
@@ -32,7 +37,8 @@ def check_sizes(model: OnnxModel) -> None:
         model: the graph.
 
     Raises:
-        ModelError: if a tensor has more than `MOST_NUMBERS`.
+        ModelError: if a tensor has more than `MOST_NUMBERS`, and one of constants alone more than
+            the file too.
     """
     from onnx import shape_inference
     from onnx.checker import ValidationError
@@ -43,18 +49,26 @@ def check_sizes(model: OnnxModel) -> None:
     except (RuntimeError, ValidationError, shape_inference.InferenceError):
         # A runtime says what is wrong, or computes it none the less.
         return
+    most_of_constants = max(MOST_NUMBERS, _held(model))
+    varying = {item.name for item in model.inputs}
     for graph in _graphs(inferred.graph):
-        large = {
-            item.name
-            for item in (*graph.value_info, *graph.output)
-            if _numbers(item) > MOST_NUMBERS
-        }
+        sizes = {item.name: _numbers(item) for item in (*graph.value_info, *graph.output)}
         for node in graph.node:
-            if large.intersection(node.output):
+            most = most_of_constants
+            if varying.intersection(name for one in with_inner([node]) for name in one.input):
+                varying.update(node.output)
+                most = MOST_NUMBERS
+            if any(sizes.get(name, 0) > most for name in node.output):
                 raise ModelError(
-                    f"{model.name}: its {node.op_type} makes a tensor of more than {MOST_NUMBERS} "
+                    f"{model.name}: its {node.op_type} makes a tensor of more than {most} "
                     "numbers; export the network without it"
                 )
+
+
+def _held(model: OnnxModel) -> int:
+    """Return how many numbers the file holds: its initializers, and what its nodes hold."""
+    inner = (constant_value(one) for node in model.nodes for one in node.inner)
+    return sum(value.size for value in (*constants_of(model).values(), *inner) if value is not None)
 
 
 def _for_one(model: OnnxModel) -> Any:  # noqa: ANN401 -- onnx is untyped

@@ -11,10 +11,10 @@ from onnx import TensorProto, helper
 
 from policy_server.errors import ModelError
 from policy_server.formats.known_formats import load_policy
-from policy_server.formats.onnx.model_file import read_model
+from policy_server.formats.onnx.model_file import OnnxModel, read_model
 from policy_server.formats.onnx.tensor_sizes import check_sizes
 from policy_server.schema import parse_schema
-from tests.support.onnx_models import actor, node, tensor
+from tests.support.onnx_models import actor, node, tensor, write_model
 
 MANY = 700_000_000
 
@@ -145,6 +145,62 @@ def test_large_tensor_within_a_branch_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="its ConstantOfShape makes a tensor of more than"):
         check_sizes(read_model({path.name: path}))
+
+
+def quantized(folder: Path, *nodes: Any) -> OnnxModel:  # noqa: ANN401 -- onnx is untyped
+    """Return a policy with 51.2 million weights of 8 bits; nodes make its weights `w` of those."""
+    path = write_model(
+        folder,
+        [
+            *nodes,
+            node("MatMul", ["obs", "first"], ["hidden"]),
+            node("MatMul", ["hidden", "w"], ["wide"]),
+            node("MatMul", ["wide", "last"], ["logits"]),
+        ],
+        [tensor("obs", ["batch", 4])],
+        [tensor("logits", ["batch", 3])],
+        {
+            "q": np.zeros((8_000, 6_400), np.int8),
+            "scale": np.float32(0.01),
+            "first": np.ones((4, 8_000), np.float32),
+            "last": np.ones((6_400, 3), np.float32),
+        },
+    )
+    return read_model({path.name: path})
+
+
+def test_tensor_of_the_weights_own_size_is_taken(tmp_path: Path) -> None:
+    check_sizes(quantized(tmp_path, node("DequantizeLinear", ["q", "scale"], ["w"])))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "operator"),
+    [
+        (
+            [
+                node("DequantizeLinear", ["q", "scale"], ["one"]),
+                node("Concat", ["one", "one"], ["w"], axis=0),
+            ],
+            "Concat",
+        ),
+        (
+            [
+                node("DequantizeLinear", ["q", "scale"], ["one"]),
+                node("ReduceSum", ["obs"], ["sum"], keepdims=0),
+                node("Mul", ["one", "sum"], ["w"]),
+            ],
+            "Mul",
+        ),
+    ],
+    ids=["larger than the weights", "of the observation"],
+)
+def test_larger_tensor_than_the_weights_and_one_of_an_observation_are_refused(
+    nodes: list[Any], operator: str, tmp_path: Path
+) -> None:
+    model = quantized(tmp_path, *nodes)
+
+    with pytest.raises(ModelError, match=f"its {operator} makes a tensor of more than 5"):
+        check_sizes(model)
 
 
 def test_tensor_of_an_ordinary_size_is_taken(tmp_path: Path) -> None:
