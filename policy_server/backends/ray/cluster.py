@@ -459,9 +459,12 @@ class RayCluster:
         if self._uses[name] > 0:
             return
         self._applications.pop(name, None)
-        await self._runs.forget(name)
         ledger = await asyncio.shield(self._joining)
-        await self._ray_calls.call(partial(ledger.leave, name, is_retired=is_retired))
+        try:
+            # Begun before all that may take long: whoever waits may be cut off.
+            await self._ray_calls.call(partial(ledger.leave, name, is_retired=is_retired))
+        finally:
+            await self._runs.forget(name)
 
     async def _keep(self) -> None:
         """Renew this process's entries in the ledger, and store lost files again."""

@@ -169,6 +169,27 @@ async def test_stop_has_one_bound_for_a_ledger_that_another_process_holds(
             await cluster.aclose()
 
 
+async def test_versions_are_left_though_their_handles_do_not_end(
+    ledger: KeptLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ApplicationRuns, "forget", wait)
+    # The first one takes all of its time, and the second has the shorter one.
+    monkeypatch.setattr(cluster_module, "_LEAVE_TIMEOUT_S", 0.5)
+    cluster = RayCluster(SETTINGS, MortalRay())
+    backends = [await cluster.deploy(version_named(name)) for name in ("a", "b")]
+    before = set(ledger.running)
+
+    for backend in backends:
+        await cluster.undeploy(backend)
+    await until(lambda: not ledger.running)
+
+    assert before == {backend.application for backend in backends}
+    await cluster.aclose()
+
+
 async def test_ray_that_does_not_give_its_ledger_in_time_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
