@@ -85,7 +85,11 @@ def build_app() -> Application:
                     server = process.server or find_http_server()
                     if server is not None:
                         server.keep_alive(settings.keep_alive_s)
-                        watch = ConnectionWatch(ConnectionLimits.of(settings), policies.metrics)
+                        watch = ConnectionWatch(
+                            ConnectionLimits.of(settings),
+                            policies.metrics,
+                            log_refused=app.log_refused,
+                        )
                         server.use_protocols(watch, app, app.hot_routes)
                     exporting = exported_metrics(
                         settings, policies.metrics, process.worker, keys=keys

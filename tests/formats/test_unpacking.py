@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -679,7 +680,7 @@ def test_what_killed_starts_left_is_looked_for_once(
     removed: list[Path] = []
     remove = shutil.rmtree
 
-    def keep_left(path: Path, **options: bool) -> None:
+    def keep_left(path: Path, **options: Any) -> None:  # noqa: ANN401 -- those of tempfile too
         removed.append(Path(path))
         if path != left:
             remove(path, **options)
