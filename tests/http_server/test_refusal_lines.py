@@ -112,6 +112,13 @@ async def lines_after(
             431,
         ),
         (
+            b"POST /predict HTTP/1.1\r\naccess-token: %b\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"no size\r\n" % KEY.encode(),
+            "POST",
+            "/predict",
+            400,
+        ),
+        (
             b"GET /predict/stream HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n"
             b"Upgrade: websocket\r\nSec-WebSocket-Version: 1\r\nSec-WebSocket-Key: x\r\n\r\n",
             "GET",
@@ -141,6 +148,7 @@ async def lines_after(
         "slow head",
         "slow body",
         "chunk extension",
+        "chunk",
         "web socket",
         "web socket's headers",
     ],
