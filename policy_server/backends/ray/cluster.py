@@ -409,8 +409,7 @@ class RayCluster:
         for name in self._resumed:
             # One of them may have been deployed again meanwhile.
             if name not in self._applications:
-                await self._runs.forget(name)
-                await self._ray_calls.call(partial(ledger.leave, name, is_retired=True))
+                await self._leave_ledger(ledger, name, is_retired=True)
         self._resumed.clear()
 
     async def _deployed(
@@ -460,6 +459,9 @@ class RayCluster:
             return
         self._applications.pop(name, None)
         ledger = await asyncio.shield(self._joining)
+        await self._leave_ledger(ledger, name, is_retired=is_retired)
+
+    async def _leave_ledger(self, ledger: Ledger, name: str, *, is_retired: bool) -> None:
         try:
             # Begun before all that may take long: whoever waits may be cut off.
             await self._ray_calls.call(partial(ledger.leave, name, is_retired=is_retired))
