@@ -15,7 +15,13 @@ import yaml
 from policy_server.errors import ModelError
 from policy_server.formats.known_formats import load_policy
 from policy_server.policy import PolicyInputs
-from tests.support.onnx_models import node, tensor, weights, write_model
+from tests.support.onnx_models import (
+    node,
+    refused,
+    tensor,
+    weights,
+    write_model,
+)
 
 
 def described(folder: Path, **pipeline: Any) -> Path:  # noqa: ANN401 -- YAML
@@ -65,12 +71,6 @@ def test_flow_of_the_description_is_the_policys_memory(tmp_path: Path) -> None:
     assert outputs.state is not None
     np.testing.assert_allclose(outputs.state, kept, atol=1e-6)
     np.testing.assert_allclose(outputs.actions, kept @ weights(4, 2), atol=1e-6)
-
-
-def refused(folder: Path) -> str:
-    with pytest.raises(ModelError) as caught:
-        load_policy(folder)
-    return caught.value.message
 
 
 def test_description_of_another_file_is_refused(tmp_path: Path) -> None:
