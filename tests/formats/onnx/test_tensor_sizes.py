@@ -161,7 +161,7 @@ def quantized(folder: Path, *nodes: Any) -> OnnxModel:  # noqa: ANN401 -- onnx i
         [tensor("logits", ["batch", 3])],
         {
             "q": np.zeros((8_000, 6_400), np.int8),
-            "scale": np.float32(0.01),
+            "scale": np.array(0.01, np.float32),
             "first": np.ones((4, 8_000), np.float32),
             "last": np.ones((6_400, 3), np.float32),
         },
