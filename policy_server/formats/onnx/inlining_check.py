@@ -52,8 +52,8 @@ def check_inlined(graph: GraphRuns, plan: Plan) -> None:
         for name in tensors:
             if not _is_equal(ours[name], theirs[name]):
                 raise ModelError(
-                    f"{model.name}: its {name!r} is another where its functions are put in the "
-                    "place of their calls; export it without functions"
+                    f"{model.name}: onnxruntime computes another {name!r} with its functions than "
+                    "with their operations in the place of their calls; export it without functions"
                 )
 
 

@@ -73,8 +73,8 @@ def test_functions_that_are_computed_as_others_are_refused(after: Any, tmp_path:
 
     name = "logits" if after is None else "probabilities"
     assert caught.value.message == (
-        f"policy.onnx: its {name!r} is another where its functions are put in the place of their "
-        "calls; export it without functions"
+        f"policy.onnx: onnxruntime computes another {name!r} with its functions than with their "
+        "operations in the place of their calls; export it without functions"
     )
 
 
@@ -83,7 +83,9 @@ def test_functions_with_another_shape_of_result_are_refused(tmp_path: Path) -> N
     columns = node("Constant", [], ["c"], value_ints=[0, 1])
     other = with_function(tmp_path / "other", columns, node("Gather", ["x", "c"], ["y"], axis=1))
 
-    with pytest.raises(ModelError, match="its 'logits' is another where its functions"):
+    with pytest.raises(
+        ModelError, match="onnxruntime computes another 'logits' with its functions"
+    ):
         check(replace(model, original=other.original))
 
 
