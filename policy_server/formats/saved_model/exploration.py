@@ -9,6 +9,7 @@ from typing import Any
 from policy_server.formats.saved_model import slim_tensorflow as tf
 from policy_server.formats.saved_model.freezing import VARIABLE_OPS, node_of
 from policy_server.formats.saved_model.nodes import PYTHON_OPS
+from policy_server.formats.saved_model.reaching import LONGEST_OPERATION
 
 __all__ = [
     "changed_variables",
@@ -136,7 +137,7 @@ def changed_variables(graph_def: Any, outputs: Iterable[str]) -> tuple[str, ...]
 
 
 def _is_assignment(node: Any) -> bool:  # noqa: ANN401 -- TensorFlow is untyped
-    return bool(node.input) and _ASSIGNING.search(node.op) is not None
+    return bool(node.input) and _ASSIGNING.search(node.op[:LONGEST_OPERATION]) is not None
 
 
 def _variable_of(nodes: Mapping[str, Any], tensor: str) -> str:

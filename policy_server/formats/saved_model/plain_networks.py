@@ -190,9 +190,17 @@ def _told_name(
     if not _NUMBERED.fullmatch(name):
         return name
     scopes = nodes.node(nodes.source(tensor)).name.split("/")[:-1]
-    # Keras numbers the scope of a layer once more.
-    layer = re.sub(r"(_\d+)+$", "", scopes[-1]) if scopes else ""
+    layer = _without_numbers(scopes[-1]) if scopes else ""
     return layer if name_tells(layer) and layer not in taken else name
+
+
+def _without_numbers(scope: str) -> str:
+    """Return the name of a layer's scope, which Keras numbers once more: `dense_1_2` is `dense`."""
+    name, line, number = scope.rpartition("_")
+    while line and number.isdecimal():
+        scope = name
+        name, line, number = scope.rpartition("_")
+    return scope
 
 
 def _network_output(

@@ -14,7 +14,14 @@ from typing import Any
 from policy_server.errors import ModelError
 from policy_server.formats.saved_model import slim_tensorflow as tf
 
-__all__ = ["refuse_reaching"]
+__all__ = ["LONGEST_OPERATION", "refuse_reaching"]
+
+LONGEST_OPERATION = 200
+"""More letters than the name of any operation of TensorFlow's has.
+
+What is behind them is not matched, which takes time by the square of a name's length.
+"""
+
 
 # By name, since TensorFlow calls some of them free of state: those that read or write a file, talk
 # to another process, wait for one, end this one, or read memory by an address.
@@ -164,7 +171,7 @@ def _names_in(node: Any) -> Iterator[str]:  # noqa: ANN401 -- TensorFlow is unty
 
 
 def _is_reaching(node: Any) -> bool:  # noqa: ANN401 -- TensorFlow is untyped
-    if _REACHING.fullmatch(node.op) is not None:
+    if _REACHING.fullmatch(node.op[:LONGEST_OPERATION]) is not None:
         return True
     stream = node.attr[_STREAM].s if _STREAM in node.attr else b"stderr"
     if _ANY_STREAM.fullmatch(stream) is None:

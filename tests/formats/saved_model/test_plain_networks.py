@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,6 +334,36 @@ def test_layer_whose_meaning_nothing_states_is_asked_for(tmp_path: Path) -> None
         load(folder)
     with pytest.raises(ModelError, match="state it as 'values' under 'actions'"):
         load(folder, "parameters: {discrete: False}")
+
+
+def in_scope(folder: Path, scope: str) -> Path:
+    """Write a network as Keras 3 does: its output has a number, and its layer names a scope."""
+    kernel, bias = (tf.Variable(value) for value in weights(4, 4))
+
+    def answer(rows: Any) -> dict[str, Any]:  # noqa: ANN401 -- TensorFlow is untyped
+        with tf.name_scope(scope):
+            return {"output_0": tf.nn.bias_add(tf.matmul(rows, kernel), bias)}
+
+    return save_functions(
+        folder, answer, {"input_1": ([None, 4], "float32")}, variables=[kernel, bias]
+    )
+
+
+@pytest.mark.parametrize("scope", ["q_values", "q_values_1", "q_values_1_2"])
+def test_numbered_output_is_read_by_the_scope_of_its_layer(scope: str, tmp_path: Path) -> None:
+    policy = load(in_scope(tmp_path / "m", scope), "parameters: {discrete: True}")
+
+    assert policy.signature.family == "greedy over categorical(4)"
+
+
+def test_scope_with_many_numbers_is_read_at_once(tmp_path: Path) -> None:
+    folder = in_scope(tmp_path / "m", f"q{'_1' * 30_000}x")
+    began = time.process_time()
+
+    with pytest.raises(ModelError, match="nothing tells the meaning of its output 'output_0'"):
+        load(folder)
+
+    assert time.process_time() - began < 8
 
 
 def test_untrained_weights_of_rllib_are_refused_whatever_is_stated(tmp_path: Path) -> None:

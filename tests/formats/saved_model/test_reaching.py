@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from policy_server.errors import ModelError
 from policy_server.formats.saved_model.loading import load_policy
+from policy_server.formats.saved_model.reaching import refuse_reaching
 from tests.fuzz.harmful_graphs import HARMS, with_harm
 from tests.support.folders import EXPORTS
 from tests.support.hand_built import V1Policy, tf
@@ -155,3 +158,15 @@ def test_line_to_the_log_is_no_harm(saved: Path, tmp_path: Path) -> None:
     put_harm(folder, "a line", tmp_path / "written")
 
     assert load_policy(folder).signature.family == "categorical(3)"
+
+
+@pytest.mark.parametrize("word", ["Tpu", "Dataset", "Queue"])
+def test_operation_of_a_long_name_is_looked_at_at_once(word: str) -> None:
+    graph = tf.compat.v1.GraphDef()
+    graph.node.add(name="answer", op=f"{word * 30_000}.")
+    began = time.process_time()
+
+    with contextlib.suppress(ModelError):
+        refuse_reaching(graph, policy=["answer"], checkpoint="")
+
+    assert time.process_time() - began < 2

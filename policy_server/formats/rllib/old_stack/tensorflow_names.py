@@ -24,7 +24,8 @@ __all__ = ["with_torch_names"]
 
 Array = NDArray[Any]
 
-_CLASS = re.compile(r"(\w+?)TF[12]?Policy(_eager\w*)?")
+# No name is longer: to try each place of a long one takes time by the square of its length.
+_CLASS = re.compile(r"(\w{1,100}?)TF[12]?Policy(_eager\w*)?")
 # The families whose layers have names of their own; those of DQN are dense, dense_1 and so on.
 _NAMED = ("A3C", "APPO", "CQL", "Impala", "MARWIL", "PG", "PPO", "SAC", "SimpleQ")
 _HIDDEN = re.compile(r"fc_(\d+)")
