@@ -278,18 +278,80 @@ def test_logs_of_other_libraries_are_json_without_colours(
     assert json.loads(line)["event"] == "(raylet) a worker\ndied: 7"
 
 
-def test_malformed_log_call_of_a_library_is_reported_and_does_not_raise_in_it(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_malformed_log_call_of_a_library_is_told_in_one_line_and_does_not_raise_in_it(
+    log_format: LogFormat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configure_logging(level="INFO", log_format="json")
+    configure_logging(level="INFO", log_format=log_format)
 
     # pytest's own handler raises what a record can't be formatted for.
     [handler] = [item for item in logging.getLogger().handlers if isinstance(item, HoldingHandler)]
-    handler.handle(logging.makeLogRecord({"name": "somelib", "msg": "%d items", "args": ("x",)}))
+    handler.handle(
+        logging.makeLogRecord(
+            {
+                "name": "somelib",
+                "msg": "%d items",
+                "args": ("x",),
+                "pathname": "somelib.py",
+                "lineno": 7,
+            }
+        )
+    )
 
-    printed = capsys.readouterr().err
-    assert "--- Logging error ---" in printed
-    assert "TypeError: %d format" in printed
+    [line] = capsys.readouterr().err.splitlines()
+    for told in ("line_not_formatted", "%d items", "somelib.py:7", "TypeError: %d format"):
+        assert told in line
+
+
+class Untold:
+    """Gives no text."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def test_line_of_which_nothing_can_be_told_is_counted_as_lost(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(level="INFO", log_format="json")
+    [handler] = [item for item in logging.getLogger().handlers if isinstance(item, HoldingHandler)]
+
+    handler.handle(logging.makeLogRecord({"name": "somelib", "msg": Untold()}))
+    handler.handle(logging.makeLogRecord({"name": "somelib", "msg": "next"}))
+
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line]
+    assert [(line["event"], line.get("lines")) for line in lines] == [
+        ("log_lines_lost", 1),
+        ("next", None),
+    ]
+
+
+def test_destructor_that_logs_while_a_line_is_compared_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(level="INFO", log_format="json")
+    [handler] = [item for item in logging.getLogger().handlers if isinstance(item, HoldingHandler)]
+    inner = logging.makeLogRecord({"name": "somelib", "msg": "from a destructor"})
+    logged: list[bool] = []
+
+    def collect() -> float:
+        # The first look at the clock has the lock: as if garbage were collected there.
+        if not logged:
+            logged.append(True)
+            handler.handle(inner)
+        return 1000.0
+
+    monkeypatch.setattr("policy_server.telemetry.time.monotonic", collect)
+    thread = threading.Thread(
+        target=handler.handle,
+        args=(logging.makeLogRecord({"name": "somelib", "msg": "first"}),),
+        daemon=True,
+    )
+    thread.start()
+    thread.join(30)
+
+    events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert events == ["from a destructor", "first"]
 
 
 def test_line_that_others_repeat_is_logged_once_in_a_while(
