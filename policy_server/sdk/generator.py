@@ -10,6 +10,7 @@ import asyncio
 import importlib.metadata
 import importlib.resources
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from policy_server.sdk.mends import mend
 from policy_server.sdk.names import names_by_model, observation_names
 from policy_server.sdk.openapi_document import Document
 from policy_server.sdk.readme import observation_model, render_readme
+from policy_server.tied_processes import environment_of_child
 
 __all__ = ["Files", "generate", "generator_version"]
 
@@ -38,7 +40,13 @@ Files = Mapping[PurePosixPath, bytes]
 _DISTRIBUTION = "openapi-generator-cli"
 _TIMEOUT_S = 300.0
 # A prediction in the same process group comes first: lowest priority, one processor's threads.
-_NICE = "import os, sys; os.nice(19); os.execv(sys.argv[1], sys.argv[1:])"
+_NICE = """
+import os, sys
+from policy_server.tied_processes import end_with
+end_with(int(sys.argv[1]))
+os.nice(19)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 _JVM_OPTIONS = (
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
@@ -113,7 +121,7 @@ def _command(configurations: Sequence[Path]) -> list[str]:
 
     jar = importlib.resources.files("openapi_generator_cli") / "openapi-generator.jar"
     return [
-        *(sys.executable, "-c", _NICE),
+        *(sys.executable, "-P", "-c", _NICE, str(os.getpid())),
         *(str(JAVA), *_JVM_OPTIONS, "-jar", str(jar)),
         *("batch", "--threads", "1", "--fail-fast", *map(str, configurations)),
     ]
@@ -138,7 +146,11 @@ def _camel_case(name: str) -> str:
 async def _run(command: Sequence[str], languages: Sequence[Language]) -> None:
     titles = ", ".join(language.title for language in languages)
     process = subprocess.Popen(  # noqa: S603 -- our own command
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment_of_child(),
     )
     try:
         # A thread waits, since event loops differ in their subprocesses.
