@@ -87,6 +87,8 @@ class Deployer:
         self._changing = asyncio.Lock()
         self._deploying = asyncio.Lock()
         self._loads = EndableWork()
+        # The error that the log was told last of each step of `run`, by the step's name.
+        self._told: dict[str, str] = {}
         # Tries the versions again that could not be loaded.
         self._trying: asyncio.Task[None] | None = None
         self.draining = Draining(
@@ -156,16 +158,26 @@ class Deployer:
             await self._try_no_more()
 
     async def _logged(self, step: Coroutine[Any, Any, None]) -> None:
-        """Take a step of `run`, and log why it fails."""
+        """Take a step of `run`, and log why it fails, once until it succeeds or another fault."""
         try:
             await step
         except PolicyServerError as error:
-            logger.warning(
-                "deployment_not_followed",
-                extra={"policy": self.slot.name, "reason": error.message},
-            )
-        except Exception:
-            logger.exception("deployment_not_followed", extra={"policy": self.slot.name})
+            if self._is_news(step, error):
+                logger.warning(
+                    "deployment_not_followed",
+                    extra={"policy": self.slot.name, "reason": error.message},
+                )
+        except Exception as error:
+            if self._is_news(step, error):
+                logger.exception("deployment_not_followed", extra={"policy": self.slot.name})
+        else:
+            self._told.pop(step.__name__, None)
+
+    def _is_news(self, step: Coroutine[Any, Any, None], error: Exception) -> bool:
+        """Return whether a step did not fail by the same error before, and note it."""
+        before = self._told.get(step.__name__)
+        self._told[step.__name__] = repr(error)
+        return before != repr(error)
 
     async def deploy(self, version: DeployedVersion) -> Deployment:
         """Load a version, and give it its share of the questions.
@@ -316,8 +328,15 @@ class Deployer:
             await asyncio.to_thread(self._forget, version)
 
     async def _is_expected(self, name: str, digest: str) -> bool:
-        """Return whether a version is deployed that is not loaded here yet."""
-        kept = await self._stored.read()
+        """Return whether a version is deployed that is not loaded here yet.
+
+        A client asks, who can do nothing about a store that can't be read: what was read last
+        decides then.
+        """
+        try:
+            kept = await self._stored.read()
+        except DeploymentError:
+            kept = self._stored.known
         loaded = self.slot.versions.get(name)
         return (
             kept is not None
