@@ -87,7 +87,7 @@ class Deployer:
         self._changing = asyncio.Lock()
         self._deploying = asyncio.Lock()
         self._loads = EndableWork()
-        # The error that the log was told last of each step of `run`, by the step's name.
+        # The error that the log was told last of each step of `run`.
         self._told: dict[str, str] = {}
         # Tries the versions again that could not be loaded.
         self._trying: asyncio.Task[None] | None = None
@@ -152,15 +152,15 @@ class Deployer:
         try:
             while True:
                 await asyncio.sleep(self._period_s)
-                await self._logged(self._follow())
-                await self._logged(self._weigh())
+                await self._logged("follow", self._follow())
+                await self._logged("weigh", self._weigh())
         finally:
             await self._try_no_more()
 
-    async def _logged(self, step: Coroutine[Any, Any, None]) -> None:
-        """Take a step of `run`, and log why it fails, once until it succeeds or another fault."""
+    async def _logged(self, step: str, work: Coroutine[Any, Any, None]) -> None:
+        """Take a step of `run`; the same error is logged once until the step has succeeded."""
         try:
-            await step
+            await work
         except PolicyServerError as error:
             if self._is_news(step, error):
                 logger.warning(
@@ -171,12 +171,12 @@ class Deployer:
             if self._is_news(step, error):
                 logger.exception("deployment_not_followed", extra={"policy": self.slot.name})
         else:
-            self._told.pop(step.__name__, None)
+            self._told.pop(step, None)
 
-    def _is_news(self, step: Coroutine[Any, Any, None], error: Exception) -> bool:
+    def _is_news(self, step: str, error: Exception) -> bool:
         """Return whether a step did not fail by the same error before, and note it."""
-        before = self._told.get(step.__name__)
-        self._told[step.__name__] = repr(error)
+        before = self._told.get(step)
+        self._told[step] = repr(error)
         return before != repr(error)
 
     async def deploy(self, version: DeployedVersion) -> Deployment:
@@ -358,7 +358,7 @@ class Deployer:
             await self._try_no_more()
             await self._take_over(kept)
         elif self._trying is None or self._trying.done():
-            self._trying = asyncio.create_task(self._logged(self._take_over(kept)))
+            self._trying = asyncio.create_task(self._logged("try again", self._take_over(kept)))
 
     async def _try_no_more(self) -> None:
         if self._trying is not None:
