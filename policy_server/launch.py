@@ -14,7 +14,7 @@ from typing import NoReturn
 from policy_server.access_keys import KeyRing
 from policy_server.backends.opening import Backends
 from policy_server.errors import NotReadyError, PolicyServerError
-from policy_server.files.regular import failure_of_system
+from policy_server.files.regular import failure_of_system, unread
 from policy_server.http_server import (
     Address,
     ConnectionLimits,
@@ -85,7 +85,11 @@ def build_app() -> Application:
                     server = process.server or find_http_server()
                     if server is not None:
                         server.keep_alive(settings.keep_alive_s)
-                        watch = ConnectionWatch(ConnectionLimits.of(settings), policies.metrics)
+                        watch = ConnectionWatch(
+                            ConnectionLimits.of(settings),
+                            policies.metrics,
+                            log_refused=app.log_refused,
+                        )
                         server.use_protocols(watch, app, app.hot_routes)
                     exporting = exported_metrics(
                         settings, policies.metrics, process.worker, keys=keys
@@ -148,9 +152,7 @@ def _failure_of_disk(error: Exception) -> NotReadyError | None:
     failure = failure_of_system(error)
     if failure is None or not failure.filename or isinstance(error, PolicyServerError):
         return None
-    return NotReadyError(
-        f"{failure.filename}: can't be read: {failure.strerror}; try again, or look at the disk"
-    )
+    return NotReadyError(unread(failure.filename, failure))
 
 
 def _settle_garbage_collector() -> None:

@@ -49,6 +49,8 @@ _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", *_F
 ACCESS_LOGGER = "policy_server.access"
 """The logger of requests and streams."""
 _OWN = ("policy_server", "uvicorn")
+# uvicorn warns of each broken request, which has a line in the access log.
+_REPEATED = ("uvicorn.error", logging.WARNING)
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _WORD = re.compile(r"\w+")
@@ -418,8 +420,8 @@ def _is_printing(handler: logging.Handler) -> bool:
 class _Foreign(logging.Filter):
     """Other libraries' lines: without colours, and not the same one hundreds of times a second.
 
-    Two lines are the same where they differ in words with digits only, such as ids. One is logged
-    every ten seconds, with how many came in between.
+    Warnings of uvicorn count among them. Two lines are the same where they differ in words with
+    digits only, such as ids. One is logged every ten seconds, with how many came in between.
     """
 
     def __init__(self) -> None:
@@ -432,7 +434,8 @@ class _Foreign(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record is logged; it may get the field `repeated`."""
-        if record.name.partition(".")[0] in _OWN:
+        is_own = record.name.partition(".")[0] in _OWN
+        if is_own and (record.name, record.levelno) != _REPEATED:
             return True
         try:
             message = _COLOURS.sub("", record.getMessage())

@@ -387,11 +387,22 @@ def test_lines_of_others_are_few_even_where_each_is_another(
 def test_no_line_of_ours_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="INFO", log_format="json")
 
-    for name in ("policy_server.web", "uvicorn.error"):
+    for name, level in (("policy_server.web", logging.WARNING), ("uvicorn.error", logging.ERROR)):
         for _ in range(300):
-            logging.getLogger(name).warning("the same")
+            logging.getLogger(name).log(level, "the same")
 
     assert len(capsys.readouterr().err.splitlines()) == 600
+
+
+def test_warning_of_uvicorn_about_each_broken_request_is_logged_once_in_a_while(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(level="INFO", log_format="json")
+
+    for _ in range(300):
+        logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 @contextmanager

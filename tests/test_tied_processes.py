@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -55,7 +56,8 @@ def test_process_that_has_lost_the_one_that_started_it_ends_at_once() -> None:
 
 def test_generator_of_client_libraries_ends_with_the_killed_server() -> None:
     def java(pid: int) -> list[int]:
-        return [each for each in descendants(pid) if "/java -XX" in command_line(each)]
+        # What becomes of it has its own command line before, with Java's in it.
+        return [each for each in descendants(pid) if re.match(r"\S*/java ", command_line(each))]
 
     with child(sys.executable, "-c", GENERATING) as server:
         [generator] = server.wait_until(lambda: java(server.process.pid))

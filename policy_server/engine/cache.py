@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import logging
+import tokenize
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, fields
@@ -64,6 +65,11 @@ _KEPT = (
 # Raised with each change by which the same files become another policy.
 _READING = 3
 _DOCUMENT, _DIGEST = "document", "digest"
+# Python's own tokenizer stands behind NumPy's reader of headers.
+_DAMAGE = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, SyntaxError, TypeError),
+    *(tokenize.TokenError, zipfile.BadZipFile, ValidationError),
+)
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def decode(content: bytes, digest: str) -> Outcome | None:
         network = NumpyNetwork(
             constants, steps, document["result"], document["registers"], document["is_row_by_row"]
         )
-    except (KeyError, EOFError, zipfile.BadZipFile, ValidationError) as error:
+    except _DAMAGE as error:
         raise ValueError(str(error)) from error
     return Outcome(CompiledPolicy(signature, network))
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from policy_server.files.locks import FileLock, is_locked
+from policy_server.files.locks import FileLock, lock_if_free
 
 __all__ = [
     "UNFINISHED",
@@ -31,8 +31,10 @@ __all__ = [
 # The names of files that a process which is killed while it writes leaves behind.
 UNFINISHED = ".unfinished-*"
 
-# Another process may have made a folder just now, and not locked it yet.
+# Where no lock tells whether the process that made a folder still lives.
 _LEFT_BEHIND_S = 600.0
+# Linux has another one after each start; containers share their machine's.
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MOUNT_POINT_ERRNOS = (errno.EBUSY, errno.EXDEV)
 
 
@@ -101,8 +103,8 @@ def make_durable(folder: Path, *, below: Path) -> None:
 def scratch_folder(beside: Path) -> Iterator[Path]:
     """Give an empty hidden folder on the file system of a path; it is removed afterwards.
 
-    Those that earlier processes could not remove, or were killed with, are removed too, once they
-    are ten minutes old.
+    Those that earlier processes could not remove, or were killed with, are removed before; see
+    `remove_left_behind`.
 
     Args:
         beside: the file or folder that is worked on; its parent has to exist.
@@ -111,28 +113,54 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
         OSError: if it can't be made.
     """
     remove_left_behind(beside)
-    with (
-        tempfile.TemporaryDirectory(
-            prefix=_prefix_of(beside), dir=beside.parent, ignore_cleanup_errors=True
-        ) as name,
-        FileLock(Path(name), is_folder=True),
-    ):
-        yield Path(name)
+    while True:
+        with tempfile.TemporaryDirectory(
+            prefix=_own_prefix_of(beside), dir=beside.parent, ignore_cleanup_errors=True
+        ) as name:
+            scratch = Path(name)
+            try:
+                lock = FileLock(scratch, is_folder=True)
+            except FileNotFoundError:
+                # Until it is locked, another process may take it for one that was left behind.
+                continue
+            with lock:
+                if scratch.exists():
+                    yield scratch
+                    return
 
 
 def remove_left_behind(beside: Path) -> None:
-    """Remove the scratch folders that killed processes left, once they are ten minutes old.
+    """Remove the scratch folders of processes that were killed.
+
+    A process holds the lock of its folder as long as it lives, and all processes and containers of
+    a machine see that. So a folder of this machine goes at once when nobody holds it. Others' locks
+    may not be seen here, and some file systems can't lock a folder, such as NFS: there a folder
+    goes once it is ten minutes old. So does one from before the machine was last started.
 
     Args:
         beside: as `scratch_folder` was given it.
     """
+    own = _own_prefix_of(beside)
     for left in beside.parent.glob(f"{glob.escape(_prefix_of(beside))}*/"):
-        if _is_left_behind(left):
-            shutil.rmtree(left, ignore_errors=True)
+        with lock_if_free(left) as is_free:
+            is_nobodys = is_free and own != _prefix_of(beside) and left.name.startswith(own)
+            if is_nobodys or (is_free is not False and _is_old(left)):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _prefix_of(beside: Path) -> str:
     return UNFINISHED.replace("*", f"{beside.name}-")
+
+
+def _own_prefix_of(beside: Path) -> str:
+    """Return the prefix of this machine's scratch folders, such as `.unfinished-models-5f1c09aa-`.
+
+    Where the system does not tell one machine from another, it is the same for all.
+    """
+    try:
+        return f"{_prefix_of(beside)}{_BOOT_ID.read_text()[:8]}-"
+    except OSError:
+        return _prefix_of(beside)
 
 
 @contextlib.contextmanager
@@ -162,12 +190,11 @@ def whole_folder(folder: Path, *, key: str | None = None) -> Iterator[Path]:
         _swap(folder, new, scratch / "old", key)
 
 
-def _is_left_behind(folder: Path) -> bool:
+def _is_old(folder: Path) -> bool:
     try:
-        age_s = time.time() - folder.stat().st_mtime
+        return time.time() - folder.stat().st_mtime > _LEFT_BEHIND_S
     except OSError:
         return False
-    return age_s > _LEFT_BEHIND_S and not is_locked(folder)
 
 
 def _swap(folder: Path, new: Path, old: Path, key: str | None) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-__all__ = ["FileLock", "is_locked"]
+__all__ = ["FileLock", "is_locked", "lock_if_free"]
 
 _POLL_S = 0.1
 
@@ -84,11 +86,37 @@ def is_locked(folder: Path) -> bool:
     Args:
         folder: the folder; one that is not there is not locked.
     """
+    with lock_if_free(folder) as is_free:
+        return is_free is False
+
+
+@contextmanager
+def lock_if_free(folder: Path) -> Iterator[bool | None]:
+    """Hold a folder's own lock while the block runs, unless somebody has it already.
+
+    Args:
+        folder: the folder.
+
+    Yields:
+        True where it is held here; False where another process or thread holds it; None where that
+        can't be told: the folder can't be opened, or its file system can't lock one.
+    """
     try:
-        lock = FileLock(folder, is_folder=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
-        return False
+        yield None
+        return
     try:
-        return not lock._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)  # noqa: SLF001 -- its own module
+        yield _taken(descriptor)
     finally:
-        lock._free()  # noqa: SLF001
+        os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool | None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from policy_server.errors import ModelError
 
-__all__ = ["check_system", "failure_of_system", "is_there", "open_file"]
+__all__ = ["check_system", "failure_of_system", "is_there", "open_file", "unread"]
 
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -72,9 +72,17 @@ def check_system(error: BaseException, path: Path) -> None:
         ModelError: if the error is one of the disk or the system.
     """
     if failure := failure_of_system(error):
-        raise ModelError(
-            f"{path}: can't be read: {failure.strerror}; try again, or move it elsewhere"
-        ) from error
+        raise ModelError(unread(path, failure)) from error
+
+
+def unread(path: Path | str, failure: OSError) -> str:
+    """Return the message for a file or folder that the disk or the system does not give.
+
+    Args:
+        path: the file or folder.
+        failure: as `failure_of_system` found it.
+    """
+    return f"{path}: can't be read: {failure.strerror}; try again, or look at the disk"
 
 
 def is_there(path: Path) -> bool:

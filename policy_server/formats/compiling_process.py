@@ -47,6 +47,11 @@ _REFUSED, _SIGNATURE = "error", "signature"
 # The memory that the process may take: with TensorFlow, real policies of 1 MB take 0.5 GB.
 _LEAST_MEMORY_BYTES = 8 << 30
 _MEMORY_OF_EACH_BYTE = 16
+# The time of the processor that it may take, as shares of POLICY_SERVER_START_TIMEOUT_S: of its
+# usual 300 s these are 100 s, and 6 s for each megabyte. As ONNX models Atari's common network took
+# 3 s (6.5 MB), that of IMPALA 9 s (4.2 MB), a dense one 14 s (208 MB), ResNet-18 103 s (43 MB).
+_LEAST_SHARE = 1 / 3
+_SHARE_OF_EACH_MB = 1 / 50
 # Of the process that gets no memory, also while it imports: its traceback would tell no more.
 _NO_MEMORY = 12
 PROGRAM = f"""
@@ -168,6 +173,7 @@ async def _compile(
     is_quiet: bool,
 ) -> bytes:
     """Run the process, and return its answer: a line of JSON, and the encoded outcome."""
+    size = await asyncio.to_thread(_size_of, folder)
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -185,7 +191,9 @@ async def _compile(
             f"{sys.executable}, and takes a process and a few open files more"
         ) from error
     part = None if schema is None else schema.policy_part()
-    request = pickle.dumps((folder.resolve(), digest, part, settings.engine))
+    seconds = settings.start_timeout_s * (_LEAST_SHARE + _SHARE_OF_EACH_MB * size / 1e6)
+    arguments = (folder.resolve(), digest, part, settings.engine)
+    request = pickle.dumps((size, seconds, arguments))
     try:
         async with asyncio.timeout(settings.start_timeout_s):
             answer, _ = await process.communicate(request)
@@ -203,6 +211,12 @@ async def _compile(
             f"{folder}: the library that reads it ended its process by "
             f"{signal.Signals(-process.returncode).name}, as it does at damaged files; save the "
             "policy again"
+        )
+    if process.returncode == -signal.SIGPROF:
+        raise NotReadyError(
+            f"the policy took more than {round(seconds, 1):g} s of the processor's time to be read "
+            "and checked; export a network that computes less, or raise "
+            "POLICY_SERVER_START_TIMEOUT_S"
         )
     if process.returncode or not answer:
         raise NotReadyError(_reason(process.returncode or 0))
@@ -250,15 +264,27 @@ def _answer(folder: Path, digest: str, schema: ServerSchema | None, engine: Engi
     return head + b"\n" + encode(Outcome(compiled), digest)
 
 
-def _bound_memory(folder: Path) -> None:
-    """Bound the memory of this process, far above what any real policy of the size takes.
+def _size_of(folder: Path) -> int:
+    """Return how many bytes a model's files have; 0 where the system does not tell."""
+    with contextlib.suppress(OSError, PolicyServerError):
+        return sum(path.stat().st_size for path in files_of_model(folder).values())
+    return 0
+
+
+def _bound(size: int, seconds: float) -> None:
+    """Bound the memory and the time of this process, far above what real policies take.
 
     A file of some bytes can ask for any amount, and the machine may serve other policies.
+
+    Args:
+        size: how many bytes the model's files have.
+        seconds: the most of the processor's time.
     """
     # Where nothing is bounded, the system ends this process before others; see `main`.
-    with contextlib.suppress(OSError, ValueError, PolicyServerError):
-        size = sum(path.stat().st_size for path in files_of_model(folder).values())
+    with contextlib.suppress(OSError, ValueError):
         bound_further_memory(_LEAST_MEMORY_BYTES + _MEMORY_OF_EACH_BYTE * size)
+    # Its signal ends the process within a library too, also where no server waits for it any more.
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def main() -> None:
@@ -269,10 +295,10 @@ def main() -> None:
     # A file that fills all memory must not end the server, which may serve others meanwhile.
     with contextlib.suppress(OSError):
         _OOM_ADJUSTMENT.write_text("1000")
-    request = pickle.load(sys.stdin.buffer)  # noqa: S301 -- the process that started this one wrote it
-    _bound_memory(request[0])
+    size, seconds, arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 -- the process that started this one wrote it
+    _bound(size, seconds)
     # The output of libraries must not get into the answer.
     answers = os.dup(1)
     os.dup2(2, 1)
     with os.fdopen(answers, "wb") as file:
-        file.write(_answer(*request))
+        file.write(_answer(*arguments))

@@ -155,12 +155,11 @@ def find_policy(settings: Settings, *, formats: Sequence[Format] = FORMATS) -> P
 
     Raises:
         ModelError: if there is more than one candidate, or a disk fails to give a file that may be
-            one.
+            one: see `_candidates`.
     """
     first = settings.zip_path
     has_first = is_there(first)
-    # What lies beside saved_model.zip may be anything, such as a file that can't be read.
-    candidates = list(_candidates(settings, formats, passes_unread=has_first))
+    candidates = _candidates(settings, formats)
     if has_first:
         own = next((item for item in candidates if item.path == first), None)
         if own is None:
@@ -295,25 +294,39 @@ def format_of_folder(folder: Path, formats: Sequence[Format] = FORMATS) -> Forma
     return format_of(_own_files(folder), formats)
 
 
-def _candidates(
-    settings: Settings, formats: Sequence[Format], *, passes_unread: bool = False
-) -> Iterator[_Candidate]:
-    """Yield the files and folders with a policy, saved_model.zip among them, without models/.
+def _candidates(settings: Settings, formats: Sequence[Format]) -> list[_Candidate]:
+    """Return the files and folders with a policy, saved_model.zip among them, without models/.
 
     Args:
         settings: the folder.
         formats: those that may read the policies.
-        passes_unread: pass over what the disk does not give, saved_model.zip apart.
+
+    Raises:
+        ModelError: if the disk does not give a file that may be the policy. Beside saved_model.zip
+            none other is; beside another policy none by a name that no training library writes.
     """
-    for path in _visible(settings.home):
+    paths = _visible(settings.home)
+    found: list[_Candidate] = []
+    unread: dict[Path, ModelError] = {}
+    for path in paths:
         try:
             form = _format_at(path, settings, formats)
-        except ModelError:
-            if passes_unread and path != settings.zip_path:
-                continue
-            raise
-        if form is not None:
-            yield _Candidate(path, form)
+        except ModelError as error:
+            unread[path] = error
+        else:
+            found += [] if form is None else [_Candidate(path, form)]
+    has_first = settings.zip_path in paths
+    for path, failure in unread.items():
+        # A policy by any name is served where it is the only one.
+        may_be_policy = path == settings.zip_path if has_first else _has_policys_name(path)
+        if may_be_policy or not (has_first or found):
+            raise failure
+    return found
+
+
+def _has_policys_name(path: Path) -> bool:
+    """Return whether a training library may have written a file or folder of this name."""
+    return path.suffix.lower() in {"", ".zip", *_SUFFIXES}
 
 
 def _format_at(path: Path, settings: Settings, formats: Sequence[Format]) -> Format | None:

@@ -71,8 +71,9 @@ def unpack_model(
         PolicyServerError: as `check` raises it; the folder is then as it was, too.
     """
     unpacking = _Unpacking(source, models, max_bytes, beside or source.parent, formats, check)
-    remove_left_behind(models)
     if unpacking.is_done():
+        # Whoever unpacks does so too.
+        remove_left_behind(models)
         return models
     with _locked(models):
         # Another process may have been first.

@@ -7,7 +7,11 @@ processes beside this one, and `web_process` both.
 
 from __future__ import annotations
 
-from policy_server.http_server.connection_limits import ConnectionLimits, ConnectionWatch
+from policy_server.http_server.connection_limits import (
+    ConnectionLimits,
+    ConnectionWatch,
+    RefusedRequest,
+)
 from policy_server.http_server.hot_requests import (
     Connection,
     HotRequest,
@@ -37,6 +41,7 @@ __all__ = [
     "HotRoutes",
     "HttpServer",
     "OwnParts",
+    "RefusedRequest",
     "RequestHead",
     "WebProcess",
     "Worker",

@@ -29,6 +29,7 @@ __all__ = [
     "ConnectionWatch",
     "Handshake",
     "Phase",
+    "RefusedRequest",
     "Unread",
     "WatchedConnection",
 ]
@@ -155,6 +156,26 @@ class Handshake(Protocol):
         """End, since others wait for a place."""
 
 
+@dataclass(frozen=True)
+class RefusedRequest:
+    """A request that the protocol has answered by an error, without the application.
+
+    Attributes:
+        status: of the answer.
+        client: the address that the connection comes from; None at a UNIX socket.
+        method: its method; empty where it is not known.
+        path: its address without the query, unquoted, behind uvicorn's `--root-path`, as far as it
+            has come; empty where it is not known.
+        root_path: uvicorn's `--root-path`.
+    """
+
+    status: int
+    client: str | None
+    method: str = ""
+    path: str = ""
+    root_path: str = ""
+
+
 class ConnectionWatch:
     """Looks at all connections of a process, as long as there are any.
 
@@ -164,17 +185,25 @@ class ConnectionWatch:
         handshakes: the TLS handshakes under way, the oldest first.
     """
 
-    def __init__(self, limits: ConnectionLimits, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        limits: ConnectionLimits,
+        metrics: Metrics | None = None,
+        *,
+        log_refused: Callable[[RefusedRequest], None] | None = None,
+    ) -> None:
         """Own the timer, which ends with the last connection.
 
         Args:
             limits: the connections'.
             metrics: counts refused connections; None counts none.
+            log_refused: logs a refused request; None logs none.
         """
         self.limits = limits
         self.addresses = AddressConnections(limits.max_address_connections)
         self.handshakes: dict[Handshake, None] = {}
         self._metrics = metrics
+        self._log_refused = log_refused
         self._is_looking = False
 
     def begin(self, connections: Collection[object], keep_alive_s: float) -> None:
@@ -195,6 +224,12 @@ class ConnectionWatch:
         """Count a connection that was closed with an error."""
         if self._metrics is not None:
             self._metrics.observe_request("", "other", status, 0.0)
+
+    def note_refused(self, refused: RefusedRequest) -> None:
+        """Count and log a request that was answered by an error."""
+        self.count_refused(refused.status)
+        if self._log_refused is not None:
+            self._log_refused(refused)
 
     def _look(self, connections: Collection[object], pause_s: float) -> None:
         loop = asyncio.get_running_loop()

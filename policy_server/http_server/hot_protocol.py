@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.server import ServerState
 
-from policy_server.http_server.connection_limits import ConnectionWatch, Phase
+from policy_server.http_server.connection_limits import ConnectionWatch, Phase, RefusedRequest
 from policy_server.http_server.hot_heads import HotHeads, KnownHead
 from policy_server.http_server.hot_requests import HotRequest, HotRoutes, RequestHead
 from policy_server.http_server.http_protocol import Reads
@@ -231,6 +231,14 @@ class HotHttpProtocol(LimitedHttpProtocol):
             self._has_rest = False
             if len(data) > missing:
                 self.read(data[missing:])
+
+    def note_refused(self, status: int) -> None:
+        """Count and log a request that is refused; see `LimitedHttpProtocol`."""
+        if self._awaited is None:
+            super().note_refused(status)
+            return
+        head, client = self._awaited.route.head, None if self.client is None else self.client[0]
+        self._watch.note_refused(RefusedRequest(status, client, "POST", head.path, head.root_path))
 
     def _hand_over(self, data: bytes, start: int) -> None:
         """Give the rest of some bytes to uvicorn, once the requests before it are answered."""

@@ -153,7 +153,13 @@ class HotRequest(Waiting):
 
 
 class HotRoute(Protocol):
-    """The decision about all requests with one head, which the gate has let pass."""
+    """The decision about all requests with one head, which the gate has let pass.
+
+    Attributes:
+        head: the requests'.
+    """
+
+    head: RequestHead
 
     def ask(self, body: bytes, connection: Connection, own: OwnParts) -> None:
         """Begin a request, and finish it now or later; nothing is raised.

@@ -7,7 +7,9 @@ import math
 import time
 from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote
 
+import httptools
 import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -18,6 +20,7 @@ from policy_server.http_server.connection_limits import (
     UNREAD_S,
     ConnectionWatch,
     Phase,
+    RefusedRequest,
     Unread,
     WatchedConnection,
 )
@@ -48,6 +51,8 @@ _PASSING = frozenset({_TOO_MANY, _UNAVAILABLE})
 class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
     """One connection that keeps to the limits, or is told so in one line and closed."""
 
+    # uvicorn's, before the first request.
+    url = b""
     # What of a request is too large.
     _too_large: str | None = None
     # Its connections are counted; empty where they are not.
@@ -134,6 +139,8 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         web_socket = self.transport.get_protocol()
         if isinstance(web_socket, WebSocketProtocol):
             web_socket.when_lost = self._leave
+            if web_socket.refused_with is not None:
+                self._watch.note_refused(self._refused(web_socket.refused_with, "GET"))
             web_socket.handshake_timeout_s = self._limits.header_timeout_s
         else:
             # uvicorn's own says nothing of its end.
@@ -343,7 +350,7 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
                 f"({ENV_PREFIX}MAX_HEADER_BYTES)",
             )
         else:
-            self._watch.count_refused(_NO_HTTP)
+            self.note_refused(_NO_HTTP)
             super().refuse_bytes(message)
 
     def _refuse_framing(self) -> None:
@@ -357,7 +364,7 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
             status: of the answer.
             detail: the reason, in one line.
         """
-        self._watch.count_refused(status)
+        self.note_refused(status)
         body = orjson.dumps({"detail": detail})
         lines = [
             *self.server_state.default_headers,
@@ -376,6 +383,25 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
                 self.transport.write_eof()
         else:
             self.transport.close()
+
+    def note_refused(self, status: int) -> None:
+        """Count and log the request that is refused, as far as it has come.
+
+        Args:
+            status: of the answer.
+        """
+        # Before its address has come, the parser has the method of another request, or none.
+        method = self.parser.get_method().decode() if self.url else ""
+        self._watch.note_refused(self._refused(status, method))
+
+    def _refused(self, status: int, method: str) -> RefusedRequest:
+        """Return the request whose head was read last, as far as it has come."""
+        path = ""
+        with suppress(httptools.HttpParserInvalidURLError):
+            found = httptools.parse_url(self.url).path or b""
+            path = self.root_path + unquote(found.decode("ascii", "replace")) if found else ""
+        client = None if self.client is None else self.client[0]
+        return RefusedRequest(status, client, method, path, self.root_path)
 
     def look(self, now: float) -> None:
         """Close the connection if it does the same for too long; see `WatchedConnection`."""

@@ -74,6 +74,7 @@ PROTOCOLS = (
             "parser",
             "pipeline",
             "resume_writing",
+            "root_path",
             "send_400_response",
             "server_state",
             "shutdown",

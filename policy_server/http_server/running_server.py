@@ -72,11 +72,6 @@ class HttpServer:
         return owner if is_ours else None
 
     @property
-    def is_told_to_end(self) -> bool:
-        """Return whether a signal has come that ends the server."""
-        return self.running is not None and self.running.should_exit
-
-    @property
     def port(self) -> int | None:
         """Return the port that it will open by itself; None where it opens none."""
         is_own_port = self.has_own_sockets and self.config.uds is None

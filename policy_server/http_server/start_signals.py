@@ -13,7 +13,7 @@ from typing import Any
 
 from policy_server.errors import NotReadyError
 
-__all__ = ["cancelled_by_signals", "end_if_noted", "ended_by_signals"]
+__all__ = ["cancelled_by_signals", "end_if_noted", "ended_by_signals", "is_told_to_end"]
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
 
@@ -99,9 +99,14 @@ def end_if_noted() -> None:
     Raises:
         NotReadyError: if it has.
     """
-    handler = signal.getsignal(signal.SIGTERM)
-    if getattr(getattr(handler, "__self__", None), "should_exit", False):
+    if is_told_to_end():
         raise NotReadyError("the start was ended by a signal")
+
+
+def is_told_to_end() -> bool:
+    """Return whether a signal has come that ends uvicorn, which has noted it."""
+    handler = signal.getsignal(signal.SIGTERM)
+    return bool(getattr(getattr(handler, "__self__", None), "should_exit", False))
 
 
 def _heard() -> list[signal.Signals]:

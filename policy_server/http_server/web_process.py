@@ -13,6 +13,7 @@ from multiprocessing import parent_process
 from policy_server.errors import SettingsError
 from policy_server.http_server.end_of_listening import accept_clients, end_listening_first
 from policy_server.http_server.running_server import HttpServer, find_http_server
+from policy_server.http_server.start_signals import is_told_to_end
 from policy_server.http_server.workers import Worker
 from policy_server.ports import check_port
 from policy_server.process_output import drain_output
@@ -132,7 +133,7 @@ class WebProcess:
                 drain_output()
                 flush_log()
                 os.kill(os.getpid(), signal.SIGKILL)
-            if not self.server.is_told_to_end:
+            if not is_told_to_end():
                 self.worker.end_all(uds=self.server.config.uds)
         self.worker.leave()
 

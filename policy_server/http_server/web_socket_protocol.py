@@ -35,6 +35,8 @@ __all__ = ["WebSocketProtocol"]
 
 _SWITCHING_PROTOCOLS = 101
 _NO_TEXT = 1007
+# The place of the status in an answer.
+_STATUS = slice(len(b"HTTP/1.1 "), len(b"HTTP/1.1 400"))
 _BAD_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -45,6 +47,8 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
 
     Attributes:
         when_lost: called once when the connection is lost; None for nothing.
+        refused_with: the status of the answer to a handshake that the application has not seen;
+            None where it was not refused.
         handshake_timeout_s: how long the connection stays without a handshake, in seconds.
     """
 
@@ -53,6 +57,7 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
     _fragments: bytearray | None = None
     _has_failed = False
     when_lost: Callable[[], None] | None = None
+    refused_with: int | None = None
     handshake_timeout_s = math.inf
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -87,7 +92,9 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
         """
         self.handshake_complete = self.close_sent = True
         # websockets has an answer of its own where a limit is exceeded.
-        self.write(b"".join(self.conn.data_to_send()) or _BAD_HANDSHAKE)
+        answer = b"".join(self.conn.data_to_send()) or _BAD_HANDSHAKE
+        self.refused_with = int(answer[_STATUS])
+        self.write(answer)
         self.transport.close()
 
     def handle_parser_exception(self) -> None:
@@ -120,6 +127,8 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
         if self.response.status_code == _SWITCHING_PROTOCOLS:
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[FRAMES] = self
+        else:
+            self.refused_with = self.response.status_code
 
     def _take_plain(self, plain: PlainFrames, data: bytes) -> bytes:
         """Hand over the plain frames at the start of some bytes, and return the rest."""

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from policy_server.errors import DeploymentChangedError, DeploymentError
 from policy_server.files.atomic import write_whole
 from policy_server.files.locks import FileLock
-from policy_server.files.regular import failure_of_system
+from policy_server.files.regular import failure_of_system, unread
 from policy_server.serving.deployment import DeployedVersion, Deployment
 
 __all__ = ["DeploymentFile"]
@@ -173,10 +173,7 @@ class DeploymentFile:
             if self._is_changing and isinstance(error, OSError):
                 raise
             if failure := failure_of_system(error):
-                raise DeploymentError(
-                    f"{self._path}: can't be read: {failure.strerror}; try again, or look at the "
-                    "disk"
-                ) from error
+                raise DeploymentError(unread(self._path, failure)) from error
             self._tell("", f"it can't be read: {error}")
             return {}
 

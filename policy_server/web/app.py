@@ -21,7 +21,7 @@ from policy_server import __version__
 from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.client_limits import ClientLimit, ClientLimits
 from policy_server.errors import PolicyServerError
-from policy_server.http_server import HotRoutes
+from policy_server.http_server import HotRoutes, RefusedRequest
 from policy_server.lean_imports import without_packages
 from policy_server.metrics import Metrics
 from policy_server.request_log import RequestLog
@@ -149,6 +149,7 @@ def create_app(
         ),
     )
     app.answer_http = gate
+    app.log_refused = gate.log_refused
     hot = HotAnswers(gate, policies, sessions, team=team, team_sessions=team_sessions)
     app.hot_routes = hot if has_fast_path else None
     tokens = StateTokens(
@@ -205,6 +206,7 @@ class Application(FastAPI):
     Attributes:
         answer_http: the ASGI application behind the gate: FastAPI, or the fast path in front of it.
         hot_routes: the routes that a protocol of `http_server` answers without ASGI.
+        log_refused: logs a request that such a protocol has refused; None logs none.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 -- FastAPI's own
@@ -212,6 +214,7 @@ class Application(FastAPI):
         super().__init__(**options)
         self.answer_http: ASGIApp = super().__call__
         self.hot_routes: HotRoutes | None = None
+        self.log_refused: Callable[[RefusedRequest], None] | None = None
 
     @asynccontextmanager
     async def lifespan(self, _host: object = None) -> AsyncIterator[None]:

@@ -23,6 +23,7 @@ from policy_server.errors import (
     TooManyRequestsError,
     UnauthorizedError,
 )
+from policy_server.http_server import RefusedRequest
 from policy_server.metrics import Metrics
 from policy_server.request_log import RequestLog
 from policy_server.serving import BodyQueue
@@ -53,6 +54,8 @@ _IDS_AT_ONCE = 64
 _LENGTH = re.compile(r"[0-9]{1,18}")
 # Addresses are the client's: those that are none of the table's share a label.
 _UNKNOWN = Route(path="other")
+# A method or an address that did not come.
+_NOT_KNOWN = "-"
 
 
 # What a key has to be for, by the access of a route; open ones ask for none.
@@ -245,6 +248,28 @@ class Gate:
     def model_version(self, route: Route) -> str:
         """Return the start of the digest of the model behind a route, as the log names it."""
         return self.metrics.model_version(route.policy or self._table.default)
+
+    def log_refused(self, refused: RefusedRequest) -> None:
+        """Log a request that the protocol has refused before it came here.
+
+        Its bytes are no part of the line: of what comes as an address only a route is named.
+
+        Args:
+            refused: the request, counted already.
+        """
+        if not self.request_log.is_on:
+            return
+        scope = {"path": refused.path, "root_path": refused.root_path}
+        route = (self._table.find(self._normalise(scope)) if refused.path else None) or _UNKNOWN
+        self.request_log.note(
+            self.request_ids.next(),
+            refused.client,
+            refused.method or _NOT_KNOWN,
+            route.label if refused.path else _NOT_KNOWN,
+            refused.status,
+            0.0,
+            self.model_version(route),
+        )
 
     def page_headers(self, headers: Mapping[bytes, str]) -> list[tuple[bytes, bytes]]:
         """Return the headers of an answer that a page of another origin needs.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -100,6 +102,46 @@ def test_without_a_file_there_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x93NUMPY"], ids=str)
 def test_damaged_file_is_passed_over(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".compiled-policy.npz").write_bytes(content)
+
+    assert read_outcome(tmp_path, "digest") is None
+
+
+def archive(**members: bytes) -> bytes:
+    """Return an archive of arrays; each member is what the array's file has."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as written:
+        for name, content in members.items():
+            written.writestr(f"{name}.npy", content)
+    return buffer.getvalue()
+
+
+def array(value: object) -> bytes:
+    """Return an array in npy format."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(value))
+    return buffer.getvalue()
+
+
+def header(text: str) -> bytes:
+    """Return the header of an array in npy format."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"digest": header("{'descr': '<f4', '")},
+        {"digest": header("{'descr': ('<f4',), 'fortran_order': False, 'shape': ()}")},
+        {"digest": array("digest"), "document": array("[1]")},
+        {"digest": array("digest"), "document": array('{"signature": 1}')},
+        {"digest": array("digest"), "document": array("[" * 100_000)},
+    ],
+    ids=["open quotes", "a text as type", "a list", "no signature", "lists in lists"],
+)
+def test_file_with_a_damaged_member_is_passed_over(
+    tmp_path: Path, members: dict[str, bytes]
+) -> None:
+    (tmp_path / ".compiled-policy.npz").write_bytes(archive(**members))
 
     assert read_outcome(tmp_path, "digest") is None
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +19,7 @@ import pytest
 
 from policy_server.files.atomic import remove_left_behind, scratch_folder, whole_folder, write_whole
 from tests.support.folders import ROOT
+from tests.support.processes import child
 
 WRITING = """
 import resource, signal, sys
@@ -33,6 +36,15 @@ try:
     write_whole(Path(sys.argv[1]), b"new" * 1000)
 except OSError as error:
     print(error.strerror)
+"""
+
+UNPACKING = """
+import sys
+from pathlib import Path
+from policy_server.files.atomic import scratch_folder
+with scratch_folder(Path(sys.argv[1])) as scratch:
+    print(scratch.name, flush=True)
+    sys.stdin.read()
 """
 
 
@@ -267,3 +279,90 @@ def test_scratch_folder_of_a_process_that_was_killed_goes_with_a_later_one(tmp_p
             assert second.is_dir()
 
     assert names(tmp_path) == [".models-abcdefgh", ".unfinished-models-new"]
+
+
+def test_scratch_folder_stays_while_its_process_lives_and_goes_once_that_is_killed(
+    tmp_path: Path,
+) -> None:
+    with child(sys.executable, "-c", UNPACKING, tmp_path / "models") as unpacking:
+        scratch = tmp_path / unpacking.read_line()
+        os.utime(scratch, (1e9, 1e9))
+        remove_left_behind(tmp_path / "models")
+        assert scratch.is_dir()
+        unpacking.process.kill()
+        unpacking.process.wait()
+    os.utime(scratch)
+
+    remove_left_behind(tmp_path / "models")
+
+    assert names(tmp_path) == []
+
+
+def left_by_a_killed_process(beside: Path) -> Path:
+    """Make the scratch folder that a process of this machine has left just now."""
+    with scratch_folder(beside) as scratch:
+        """Its name is taken again."""
+    scratch.mkdir()
+    return scratch
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_scratch_folder_whose_owner_no_lock_tells_goes_by_its_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_old: bool
+) -> None:
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    left = left_by_a_killed_process(tmp_path / "models")
+    if is_old:
+        os.utime(left, (1e9, 1e9))
+    # As NFS refuses to lock a folder.
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+    remove_left_behind(tmp_path / "models")
+
+    assert left.exists() is not is_old
+
+
+def test_scratch_folder_of_another_machine_goes_by_its_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = left_by_a_killed_process(tmp_path / "models")
+    monkeypatch.setattr("policy_server.files.atomic._BOOT_ID", tmp_path / "none")
+
+    remove_left_behind(tmp_path / "models")
+    stayed = left.exists()
+    os.utime(left, (1e9, 1e9))
+    remove_left_behind(tmp_path / "models")
+
+    assert stayed
+    assert not left.exists()
+
+
+def test_scratch_folder_that_another_process_removes_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, made = fcntl.flock, tempfile.mkdtemp
+    events: list[str] = []
+
+    def make(*arguments: object) -> str:
+        name = made(*arguments)  # type: ignore[call-overload]  # as tempfile calls it
+        events.append(name)
+        if len(events) == 1:
+            Path(name).rmdir()
+        return str(name)
+
+    def lock_late(descriptor: int, operation: int) -> None:
+        if len(events) == 2:
+            Path(events[1]).rmdir()
+            events.append("gone while it was opened")
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make)
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+
+    with scratch_folder(tmp_path / "models") as scratch:
+        assert scratch.is_dir()
+
+    assert len(events) == 4
+    assert names(tmp_path) == []

@@ -11,11 +11,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from policy_server.files.locks import FileLock
+from policy_server.files.locks import FileLock, is_locked, lock_if_free
 from tests.support.permissions import read_only
 from tests.support.processes import child
 from tests.support.waiting import is_waited_for, turns, wait_until
@@ -23,7 +24,7 @@ from tests.support.waiting import is_waited_for, turns, wait_until
 HOLDING = """
 import sys
 from pathlib import Path
-from policy_server.files.locks import FileLock
+from policy_server.files.locks import FileLock, is_locked, lock_if_free
 path = Path(sys.argv[1])
 with FileLock(path, is_folder=path.is_dir()):
     print("held", flush=True)
@@ -181,3 +182,22 @@ def test_file_and_folder_are_not_taken_for_each_other(tmp_path: Path) -> None:
         FileLock(tmp_path / "home" / ".lock")
     with pytest.raises(IsADirectoryError):
         FileLock(tmp_path)
+
+
+@pytest.mark.parametrize("is_held_by_another", [False, True])
+def test_lock_of_a_folder_is_had_only_where_nobody_has_it(
+    tmp_path: Path, *, is_held_by_another: bool
+) -> None:
+    with ExitStack() as stack:
+        if is_held_by_another:
+            stack.enter_context(FileLock(tmp_path, is_folder=True))
+        is_free = stack.enter_context(lock_if_free(tmp_path))
+        assert is_free is not is_held_by_another
+        assert is_locked(tmp_path)
+
+    assert not is_locked(tmp_path)
+
+
+def test_lock_of_a_folder_that_is_not_there_is_not_told(tmp_path: Path) -> None:
+    with lock_if_free(tmp_path / "none") as is_free:
+        assert is_free is None

@@ -15,6 +15,7 @@ import pytest
 
 from policy_server.engine.network import CompiledPolicy
 from policy_server.errors import ModelError, NotReadyError, PolicyServerError, SchemaError
+from policy_server.formats import compiling_process
 from policy_server.formats.compiling_process import PROGRAM, find_compiled, find_signature
 from policy_server.formats.known_formats import load_policy
 from policy_server.formats.model_files import Model, identify_model
@@ -175,7 +176,7 @@ async def test_file_at_which_a_library_ends_its_process_is_refused(model: Model)
         await asking
 
 
-def endless(folder: Path) -> Path:
+def endless_weights(folder: Path) -> Path:
     """Write a Keras model whose weights are read for half a minute of the processor's time."""
     folder.mkdir()
     with zipfile.ZipFile(POLICIES / "keras_actor_softmax" / "actor.keras") as archive:
@@ -191,7 +192,7 @@ def test_process_that_reads_weights_ends_with_those_above_it(killed: str, tmp_pa
     def reading(pid: int) -> list[int]:
         return [each for each in descendants(pid) if "weights_process" in command_line(each)]
 
-    with child(sys.executable, "-c", FINDING, endless(tmp_path / "m")) as server:
+    with child(sys.executable, "-c", FINDING, endless_weights(tmp_path / "m")) as server:
         [reader] = server.wait_until(lambda: reading(server.process.pid))
         [parent] = set(descendants(server.process.pid)) - {reader}
         # It reads once it has imported what it needs, and is tied then.
@@ -219,6 +220,51 @@ async def test_process_that_takes_too_long_is_ended(model: Model) -> None:
     assert not compiling()
 
 
+def endless(folder: Path) -> Path:
+    """Write a policy of some bytes whose sum of products takes 60**8 additions."""
+    folder.mkdir()
+    actor(
+        folder,
+        node("Constant", [], ["many"], value_ints=[60]),
+        node("ConstantOfShape", ["many"], ["v"]),
+        node("Einsum", ["v"] * 8, ["sums"], equation="a,b,c,d,e,f,g,h->a"),
+        node("ReduceMax", ["sums"], ["zero"], keepdims=0),
+        node("Add", ["net", "zero"], ["logits"]),
+    )
+    return folder
+
+
+async def test_policy_that_computes_without_end_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = endless(tmp_path / "m")
+    # Of the 60 s by the clock, which a busy machine does not come near.
+    monkeypatch.setattr(compiling_process, "_LEAST_SHARE", 0.05)
+
+    with pytest.raises(NotReadyError) as caught:
+        await find_compiled(
+            identify_model(folder),
+            parse_schema("parameters: {discrete: true}"),
+            Settings(start_timeout_s=60.0),
+        )
+
+    assert caught.value.message == (
+        "the policy took more than 3 s of the processor's time to be read and checked; export a "
+        "network that computes less, or raise POLICY_SERVER_START_TIMEOUT_S"
+    )
+
+
+async def test_larger_policies_may_take_more_of_the_processor_s_time(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling_process, "_LEAST_SHARE", 1 / 3000)
+    with pytest.raises(NotReadyError, match=r"took more than 0\.\d s of the processor's time"):
+        await find(model)
+    (model.folder / "beside.bin").write_bytes(bytes(50_000_000))
+
+    assert await find(model) is not None
+
+
 def hungry(folder: Path) -> Path:
     """Write a policy of some bytes that makes a tensor of 20 GB, by a size that it computes."""
     folder.mkdir()
@@ -243,7 +289,10 @@ async def test_policy_that_takes_any_amount_of_memory_is_one_line(tmp_path: Path
             identify_model(folder), parse_schema("parameters: {discrete: true}"), Settings()
         )
 
-    assert "it takes more memory than there is" in caught.value.message
+    assert caught.value.message.endswith(
+        "it takes more memory than there is; export a smaller network, or start again with more "
+        "memory"
+    )
     assert caught.value.message.isprintable()
 
 

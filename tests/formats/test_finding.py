@@ -412,6 +412,38 @@ def test_what_lies_beside_saved_model_zip_may_be_unreadable(
     assert find_policy(Settings(home=tmp_path)) == first
 
 
+@pytest.mark.parametrize("fails_by", ["read", "stat"])
+@pytest.mark.parametrize("policy", ["policy.onnx", "export"])
+def test_what_no_library_names_its_policies_by_may_be_unreadable_beside_a_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, fails_by: str
+) -> None:
+    path, notes = tmp_path / policy, tmp_path / "notes.txt"
+    is_file = policy.endswith(".onnx")
+    shutil.copy(ONNX, path if is_file else folder_of(path, "policy.onnx") / "policy.onnx")
+    if fails_by == "read":
+        notes.symlink_to("/proc/self/mem")
+    else:
+        notes.touch()
+        fail_to_look_at(monkeypatch, notes, errno.EIO)
+
+    assert find_policy(Settings(home=tmp_path)) == path
+    assert (policy in served_names(Settings(home=tmp_path))) is is_file
+
+
+@pytest.mark.parametrize("name", ["policy.zip", "model.pt", "a.tar", "policy", "notes.txt"])
+def test_file_that_may_be_the_policy_is_told_where_the_disk_does_not_give_it(
+    tmp_path: Path, name: str
+) -> None:
+    # Of a policy that was unpacked before, perhaps of this file.
+    shutil.copy(ONNX, folder_of(tmp_path / "models", "policy.onnx") / "policy.onnx")
+    if name != "notes.txt":
+        shutil.copy(ONNX, tmp_path / "other.onnx")
+    (tmp_path / name).symlink_to("/proc/self/mem")
+
+    with pytest.raises(ModelError, match=rf"{name}: can't be read: Input/output error; try again"):
+        find_policy(Settings(home=tmp_path))
+
+
 def fail_to_look_at(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
     """Let the system fail where it is asked what lies at a path, as a share without its server."""
     look = os.stat

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -667,3 +668,24 @@ def test_archive_within_an_archive_of_each_format_is_named(tmp_path: Path, form:
         "is a zip that holds the zip 'policy.zip'; unzip it once; expected ",
         max_bytes=32 << 20,
     )
+
+
+def test_what_killed_starts_left_is_looked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zip_of(tmp_path / "saved_model.zip")
+    left = tmp_path / ".unfinished-models-abc"
+    left.mkdir()
+    os.utime(left, (1e9, 1e9))
+    removed: list[Path] = []
+    remove = shutil.rmtree
+
+    def keep_left(path: Path, **options: Any) -> None:  # noqa: ANN401 -- those of tempfile too
+        removed.append(Path(path))
+        if path != left:
+            remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", keep_left)
+    unpack(tmp_path / "saved_model.zip")
+
+    assert removed.count(left) == 1

@@ -143,7 +143,8 @@ class Server:
         self.config.load()
         self.state = ServerState()
         self.state.default_headers = [(b"server", b"uvicorn")]
-        self.watch = ConnectionWatch(limits, metrics)
+        log_refused = app.log_refused if isinstance(app, Application) else None
+        self.watch = ConnectionWatch(limits, metrics, log_refused=log_refused)
         self.heads: HotHeads | None = None
         if is_hot:
             assert isinstance(app, Application)

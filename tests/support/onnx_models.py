@@ -8,8 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from policy_server.errors import PolicyServerError
+from policy_server.formats.known_formats import load_policy
 
 __all__ = [
     "DEADLY",
@@ -23,6 +27,7 @@ __all__ = [
     "failing_actor",
     "files_in",
     "node",
+    "refused",
     "tensor",
     "weights",
     "write_model",
@@ -175,6 +180,14 @@ def failing_actor(folder: Path, *, is_lasting: bool = False) -> Path:
         ),
     ]
     return actor(folder, *ending)
+
+
+def refused(folder: Path) -> str:
+    """Return the one line by which the policy of a folder is refused."""
+    with pytest.raises(PolicyServerError) as caught:
+        load_policy(folder)
+    assert "\n" not in caught.value.message
+    return caught.value.message
 
 
 def _products() -> list[Any]:

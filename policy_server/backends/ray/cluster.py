@@ -420,8 +420,7 @@ class RayCluster:
         for name in self._resumed:
             # One of them may have been deployed again meanwhile.
             if name not in self._applications:
-                await self._runs.forget(name)
-                await self._ray_calls.call(partial(ledger.leave, name, is_retired=True))
+                await self._leave_ledger(ledger, name, is_retired=True)
         self._resumed.clear()
 
     async def _deployed(
@@ -470,9 +469,15 @@ class RayCluster:
         if self._uses[name] > 0:
             return
         self._applications.pop(name, None)
-        await self._runs.forget(name)
         ledger = await asyncio.shield(self._joining)
-        await self._ray_calls.call(partial(ledger.leave, name, is_retired=is_retired))
+        await self._leave_ledger(ledger, name, is_retired=is_retired)
+
+    async def _leave_ledger(self, ledger: Ledger, name: str, *, is_retired: bool) -> None:
+        try:
+            # Begun before all that may take long: whoever waits may be cut off.
+            await self._ray_calls.call(partial(ledger.leave, name, is_retired=is_retired))
+        finally:
+            await self._runs.forget(name)
 
     async def _keep(self) -> None:
         """Renew this process's entries in the ledger, and store lost files again."""

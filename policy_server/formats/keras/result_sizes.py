@@ -22,11 +22,12 @@ __all__ = [
 
 MOST_NUMBERS = 4_000_000
 """The largest result of a step for one observation."""
-MOST_IN_ALL = 8_000_000
+MOST_IN_ALL = 30_000_000
 """The most numbers of all steps' results together for one observation.
 
-All are kept while the network is built, for 82 observations. The residual network of IMPALA takes
-3.2 million for images of 84 by 84 pixels.
+All are kept while the network is built, for 82 observations. The residual network of IMPALA has 2.8
+million for images of 84 by 84 pixels, which takes 0.7 GB, 12.9 million (2.8 GB) for 210 by 160, and
+25 million (5.3 GB) for 256 by 256. The process that builds it may take 8 GiB and more.
 """
 MOST_STEPS = 100_000
 """The most steps: an LSTM has 22 for each step of time, and a pooling three for each place."""

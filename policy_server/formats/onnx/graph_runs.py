@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from policy_server.engine.proof import batch_sizes, extreme_rows, mixes_rows, probe_rows
 from policy_server.errors import ModelError
+from policy_server.formats.onnx.library_messages import remedy_for
 from policy_server.formats.onnx.measured import Measured
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.plan import Plan, rows_first
@@ -105,7 +106,7 @@ class GraphRuns:
                 values.append(runtime.run({feed.name: feed.of(batch) for feed in self.roles.feeds}))
         except GraphRunError as error:
             raise ModelError(
-                f"{self.model.name}: can't be computed: {error}; export it again"
+                f"{self.model.name}: can't be computed: {error}; {remedy_for(str(error))}"
             ) from error
         for name in computed:
             parts = [item[name] for item in values]

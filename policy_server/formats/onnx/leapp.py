@@ -20,7 +20,9 @@ from policy_server.schema import load_foreign_yaml
 __all__ = ["Description", "read_description"]
 
 _MOST_BYTES = 1_000_000
+# Of a safetensors file: the length of its header, and the key that is no tensor's.
 _HEADER_BYTES = 8
+_METADATA = "__metadata__"
 # The letters of a file's name in a message.
 _SHOWN = 100
 _SUFFIXES = (".yaml", ".yml")
@@ -140,13 +142,42 @@ class _Description:
                 f"{self._name}: needs {name[:_SHOWN]} beside it; copy the whole folder"
             )
         content = path.read_bytes()
-        length = int.from_bytes(content[:_HEADER_BYTES], "little")
-        json.loads(content[_HEADER_BYTES : _HEADER_BYTES + length])
-        if any(content[_HEADER_BYTES + length :]):
+        try:
+            numbers = _numbers_in(content)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ModelError(
+                f"{self._name}: {name[:_SHOWN]} beside it is damaged; copy or export both again"
+            ) from error
+        if numbers.count(0) < len(numbers):
             raise ModelError(
                 f"{self._name}: its state begins with the numbers of {name}, expected zeros; "
                 "export a policy whose memory starts at zero"
             )
+
+
+def _numbers_in(content: bytes) -> bytes:
+    """Return the bytes of all numbers in a safetensors file, after checking that it is whole.
+
+    Source: the format's description: the length of the header, the header in JSON, and the tensors'
+    numbers one after another, without a gap between them.
+
+    Args:
+        content: the file's.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError, RecursionError: if it is no such file.
+    """
+    end = _HEADER_BYTES + int.from_bytes(content[:_HEADER_BYTES], "little")
+    header = json.loads(content[_HEADER_BYTES:end])
+    numbers, reached = content[end:], 0
+    places = sorted(item["data_offsets"] for name, item in header.items() if name != _METADATA)
+    for first, behind in places:
+        if first != reached or behind < first:
+            raise ValueError("the numbers of two tensors overlap, or lie apart")
+        reached = behind
+    if reached != len(numbers):
+        raise ValueError(f"has {len(numbers)} bytes of numbers, expected {reached}")
+    return numbers
 
 
 def _name_of(item: Mapping[str, Any]) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["reason_of"]
+__all__ = ["reason_of", "remedy_for"]
 
 _LONGEST = 200
+_NO_MEMORY = "it takes more memory than there is"
+_ENDS_OF_MEMORY = re.compile(
+    r"std::bad_alloc|Failed to allocate memory for requested buffer of size \d+"
+)
 # onnxruntime begins with its own codes, which say nothing more than the words behind them.
 _CODES = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |Load model from \S+ failed:")
 # A file of the library's sources with the line, before the name of the function.
@@ -28,12 +32,25 @@ def reason_of(error: Exception) -> str:
     Args:
         error: the library's error.
     """
+    if isinstance(error, MemoryError):
+        return _NO_MEMORY
     words = _ASSERTION.sub("", _CODES.sub("", " ".join(str(error).split())))
-    words = words.replace("std::bad_alloc", "it takes more memory than there is")
+    words = _ENDS_OF_MEMORY.sub(_NO_MEMORY, words)
     while (place := _PLACE.search(words)) is not None:
         words = words[: place.start()] + _without_function(words[place.end() :])
     words = words.strip() or type(error).__name__
     return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
+
+
+def remedy_for(reason: str) -> str:
+    """Return the advice for a graph that can't be computed, in words.
+
+    Args:
+        reason: the words of `reason_of`.
+    """
+    if _NO_MEMORY in reason:
+        return "export a smaller network, or start again with more memory"
+    return "export it again"
 
 
 def _without_function(words: str) -> str:

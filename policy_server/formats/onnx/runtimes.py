@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policy_server.errors import ModelError
-from policy_server.formats.onnx.library_messages import reason_of
+from policy_server.formats.onnx.library_messages import reason_of, remedy_for
 from policy_server.formats.onnx.model_file import OnnxModel
 from policy_server.formats.onnx.plan import Plan
 from policy_server.installation import is_installed
@@ -64,8 +64,9 @@ def open_runtime(model: OnnxModel, tensors: Sequence[str], *, is_literal: bool =
     try:
         return _OnnxRuntime(proto, is_literal) if has_onnxruntime() else _Reference(proto)
     except Exception as error:
+        reason = reason_of(error)
         raise ModelError(
-            f"{model.name}: can't be computed: {reason_of(error)}; export it again"
+            f"{model.name}: can't be computed: {reason}; {remedy_for(reason)}"
         ) from error
 
 

@@ -7,7 +7,7 @@ by name: the answers would not be those that were trained.
 from __future__ import annotations
 
 import base64
-import io
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from policy_server.errors import ModelError
+from policy_server.errors import ModelError, ObservationError
 from policy_server.formats.rllib.actions import Scaling
 from policy_server.formats.rllib.checkpoint import Connector
+from policy_server.observations.npy_header import read_header
 
 __all__ = [
     "FILTER",
@@ -104,7 +105,7 @@ def read_filter(
         )
     try:
         return _filter_of(_state_of_agent(states, width, module), width)
-    except (ArithmeticError, EOFError, LookupError, TypeError, ValueError, zlib.error) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError, zlib.error) as error:
         raise ModelError(
             f"{FILTER}: its state can't be read: {error}; save the checkpoint anew"
         ) from error
@@ -209,7 +210,7 @@ def filter_of(
 
     Raises:
         ModelError: if the statistics are of another width.
-        EOFError, KeyError, TypeError, ValueError, zlib.error: if the state is damaged.
+        ArithmeticError, LookupError, TypeError, ValueError, zlib.error: if the state is damaged.
     """
     mean, variance = (np.concatenate(parts) for parts in zip(*_moments(stats), strict=True))
     if mean.shape != (width,):
@@ -253,14 +254,23 @@ def array_of_text(text: str) -> Array:
         text: the text.
 
     Raises:
-        EOFError, TypeError, ValueError, zlib.error: if it is damaged.
+        ValueError, zlib.error: if it is damaged.
     """
     unpacking = zlib.decompressobj()
     content = unpacking.decompress(base64.b64decode(text), _LONGEST_ARRAY)
     try:
-        return np.asarray(np.load(io.BytesIO(content), allow_pickle=False), np.float64)
-    except MemoryError as error:
-        raise ValueError("states more numbers than it has") from error
+        header = read_header(content)
+    except ObservationError as error:
+        raise ValueError("holds no array of numbers in npy format") from error
+    if header is None or min(header.shape, default=0) < 0:
+        raise ValueError("holds no whole array in npy format")
+    count = math.prod(header.shape)
+    if len(content) < header.size + count * header.dtype.itemsize:
+        raise ValueError(f"states {count} numbers, which is more than it has")
+    found = np.frombuffer(content, header.dtype, count, header.size)
+    return np.asarray(
+        found.reshape(header.shape, order="F" if header.is_by_column else "C"), np.float64
+    )
 
 
 def _finite(found: Any) -> Array:  # noqa: ANN401 -- as the file has it

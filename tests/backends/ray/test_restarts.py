@@ -125,9 +125,17 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> Iterator[KeptLedger]:
         yield ledger
 
 
+async def wait_for_ever(*_: object) -> None:
+    """Stand in for the end of a handle whose Ray does not answer."""
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("do_handles_end", [True, False])
 async def test_version_that_is_unloaded_while_another_ray_starts_is_not_left_on_it(
-    ledger: KeptLedger,
+    ledger: KeptLedger, monkeypatch: pytest.MonkeyPatch, *, do_handles_end: bool
 ) -> None:
+    if not do_handles_end:
+        monkeypatch.setattr(ApplicationRuns, "forget", wait_for_ever)
     ray = MortalRay()
     cluster = RayCluster(SETTINGS, ray)
     kept, unloaded = [await cluster.deploy(version_named(name)) for name in ("a", "b")]
@@ -193,6 +201,24 @@ async def test_stop_waits_once_for_a_ledger_that_another_process_holds_and_tells
     assert vars(told)["reason"] == (
         "not within 0.5 s: another process holds the ledger, or Ray does not answer"
     )
+
+
+async def test_versions_are_left_though_their_handles_do_not_end(
+    ledger: KeptLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ApplicationRuns, "forget", wait_for_ever)
+    # The first one takes all of its time, and the second has the shorter one.
+    monkeypatch.setattr(cluster_module, "_LEAVE_TIMEOUT_S", 0.5)
+    cluster = RayCluster(SETTINGS, MortalRay())
+    backends = [await cluster.deploy(version_named(name)) for name in ("a", "b")]
+    before = set(ledger.running)
+
+    for backend in backends:
+        await cluster.undeploy(backend)
+    await until(lambda: not ledger.running)
+
+    assert before == {backend.application for backend in backends}
+    await cluster.aclose()
 
 
 async def test_ray_that_does_not_give_its_ledger_in_time_is_one_line(

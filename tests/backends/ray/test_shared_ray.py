@@ -9,8 +9,9 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,23 @@ def _called(
     *arguments: Any,  # noqa: ANN401 -- what the function takes
 ) -> Awaitable[Any]:
     return asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+
+
+@asynccontextmanager
+async def joined_ray(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> AsyncIterator[tuple[SharedRay, Path, Path]]:
+    """Give a worker's Ray that serves, with the folders of the workers and of the Ray."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shared = share_folder("workers", parent=os.getppid()).path
+    used = make_rays_folder(os.getppid())
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        ray = SharedRay(SETTINGS, partial(_called, executor))
+        # Nothing of it is joined or started.
+        monkeypatch.setattr(ray, "_join_others", lambda: True)
+        await ray.join()
+        await ray.has_served()
+        yield ray, shared, used
 
 
 async def test_worker_that_waits_for_one_that_fails_can_be_stopped(
@@ -93,15 +111,8 @@ async def test_worker_waits_for_another_that_leaves_no_longer_than_its_bound(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # One that stands still as it leaves; the guard ends Ray with the server.
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("policy_server.backends.ray.shared_ray._LEFT_AFTER_S", 0.2)
-    shared = share_folder("workers", parent=os.getppid()).path
-    used = make_rays_folder(os.getppid())
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        ray = SharedRay(SETTINGS, partial(_called, executor))
-        monkeypatch.setattr(ray, "_join_others", lambda: True)
-        await ray.join()
-        await ray.has_served()
+    async with joined_ray(monkeypatch, tmp_path) as (ray, shared, used):
         with FileLock(shared, is_folder=True):
             async with asyncio.timeout(30):
                 await ray.leave()
@@ -114,15 +125,7 @@ async def test_worker_that_ends_leaves_the_ray_that_another_one_joins(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # A process whose Ray ends while it connects to it waits for a minute, and so does its stop.
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    shared = share_folder("workers", parent=os.getppid()).path
-    used = make_rays_folder(os.getppid())
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        ray = SharedRay(SETTINGS, partial(_called, executor))
-        # Of a Ray that has died: nothing of it is joined or started.
-        monkeypatch.setattr(ray, "_join_others", lambda: True)
-        await ray.join()
-        await ray.has_served()
+    async with joined_ray(monkeypatch, tmp_path) as (ray, shared, used):
         with FileLock(shared / "lock"):
             await ray.leave()
         are_left = used.exists(), shared.exists()

@@ -46,3 +46,15 @@ def test_steps_that_take_too_long_together_are_refused() -> None:
 
     with pytest.raises(ModelError, match="up to it 100,001 steps are computed for one observation"):
         steps.add("Neg", number)
+
+
+def test_results_of_a_residual_network_for_images_of_210_by_160_pixels_are_taken() -> None:
+    width = 100_800
+    steps = Steps(width, "float32")
+
+    for rows in (rows for rows in range(1, 5_000) if width % rows == 0):
+        for shape in ((rows, width // rows), (rows, 1, width // rows)):
+            steps.reshape(0, shape)
+
+    # IMPALA's take 12.9 million.
+    assert steps._numbers > 12_900_000  # noqa: SLF001 -- the sum that is bounded

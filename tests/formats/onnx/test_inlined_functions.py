@@ -13,22 +13,21 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from policy_server.errors import ModelError
 from policy_server.formats.known_formats import load_policy
 from policy_server.formats.onnx.model_file import read_model
 from policy_server.policy import Policy, PolicyInputs
 from policy_server.schema import parse_schema
-from tests.support.onnx_models import files_in, node, tensor, weights, write_model
+from tests.support.onnx_models import (
+    files_in,
+    node,
+    refused,
+    tensor,
+    weights,
+    write_model,
+)
 
 ROWS = np.random.default_rng(9).standard_normal((6, 4)).astype(np.float32)
 DISCRETE = parse_schema("parameters: {discrete: True}")
-
-
-def refused(folder: Path) -> str:
-    with pytest.raises(ModelError) as caught:
-        load_policy(folder)
-    assert "\n" not in caught.value.message
-    return caught.value.message
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ import yaml
 from policy_server.errors import ModelError
 from policy_server.formats.known_formats import load_policy
 from policy_server.policy import PolicyInputs
-from tests.support.onnx_models import node, tensor, weights, write_model
+from tests.support.onnx_models import (
+    node,
+    refused,
+    tensor,
+    weights,
+    write_model,
+)
 
 
 def described(folder: Path, **pipeline: Any) -> Path:  # noqa: ANN401 -- YAML
@@ -64,12 +71,6 @@ def test_flow_of_the_description_is_the_policys_memory(tmp_path: Path) -> None:
     assert outputs.state is not None
     np.testing.assert_allclose(outputs.state, kept, atol=1e-6)
     np.testing.assert_allclose(outputs.actions, kept @ weights(4, 2), atol=1e-6)
-
-
-def refused(folder: Path) -> str:
-    with pytest.raises(ModelError) as caught:
-        load_policy(folder)
-    return caught.value.message
 
 
 def test_description_of_another_file_is_refused(tmp_path: Path) -> None:
@@ -186,10 +187,8 @@ def test_state_that_begins_with_other_numbers_than_zeros_is_refused(
     first: float, tmp_path: Path
 ) -> None:
     described(tmp_path, initial_values="first.safetensors")
-    header = json.dumps({"policy/past": {"dtype": "F32", "shape": [1, 4]}}).encode()
     values = np.full(4, first, np.float32).tobytes()
-    content = len(header).to_bytes(8, "little") + header + values
-    (tmp_path / "first.safetensors").write_bytes(content)
+    (tmp_path / "first.safetensors").write_bytes(stored({"policy/past": [0, 16]}, values))
 
     if first == 0.0:
         assert load_policy(tmp_path).signature.memory_width == 4
@@ -198,6 +197,49 @@ def test_state_that_begins_with_other_numbers_than_zeros_is_refused(
         "walker.yaml: its state begins with the numbers of first.safetensors, expected zeros; "
         "export a policy whose memory starts at zero"
     )
+
+
+def stored(places: Mapping[str, object], data: bytes, *, length: int | None = None) -> bytes:
+    """Return a safetensors file: the length of its header, the header, and the numbers' bytes."""
+    tensors = {
+        name: {"dtype": "F32", "shape": [1, 4], "data_offsets": place}
+        for name, place in places.items()
+    }
+    header = json.dumps({"__metadata__": {"by": "a test"}, **tensors}).encode()
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + data
+
+
+DAMAGED = {
+    "no file at all": b"",
+    "a header of another length": stored({"past": [0, 16]}, bytes(16), length=2**64 - 1),
+    "an empty header": stored({"past": [0, 16]}, bytes(16), length=0),
+    "a list": (2).to_bytes(8, "little") + b"[]",
+    "lists in lists": (10**6).to_bytes(8, "little") + b"[" * 10**6,
+    "numbers that are cut off": stored({"past": [0, 16]}, bytes(15)),
+    "numbers of no tensor": stored({"past": [0, 16]}, bytes(17)),
+    "numbers of two tensors": stored({"past": [0, 16], "other": [8, 24]}, bytes(24)),
+    "a place before the numbers": stored({"past": [-16, 16]}, bytes(16)),
+    "a place that is no number": stored({"past": [0, "16"]}, bytes(16)),
+    "no place": stored({"past": None}, bytes(16)),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_initial_values_are_refused(content: bytes, tmp_path: Path) -> None:
+    described(tmp_path, initial_values="first.safetensors")
+    (tmp_path / "first.safetensors").write_bytes(content)
+
+    assert refused(tmp_path) == (
+        "walker.yaml: first.safetensors beside it is damaged; copy or export both again"
+    )
+
+
+def test_initial_values_of_several_tensors_are_read(tmp_path: Path) -> None:
+    described(tmp_path, initial_values="first.safetensors")
+    content = stored({"other": [16, 20], "none": [20, 20], "past": [0, 16]}, bytes(20))
+    (tmp_path / "first.safetensors").write_bytes(content)
+
+    assert load_policy(tmp_path).signature.memory_width == 4
 
 
 # Each line stands for ten times the one before: some 400 bytes of text, a million values.

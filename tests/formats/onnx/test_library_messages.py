@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from policy_server.formats.onnx.library_messages import reason_of
+from policy_server.formats.onnx.library_messages import reason_of, remedy_for
 
 GRAPH = (
     "/onnxruntime_src/onnxruntime/core/graph/graph.cc:1357 onnxruntime::Graph::Graph(const "
@@ -44,6 +44,11 @@ FAIL = "[ONNXRuntimeError] : 1 : FAIL : "
         ),
         ("Node () Op (Add) [ShapeInferenceError] Incompatible", None),
         (f"{FAIL}std::bad_alloc", "it takes more memory than there is"),
+        (
+            f"{FAIL}/src/bfc_arena.cc:359 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, "
+            "bool) Failed to allocate memory for requested buffer of size 27200000000",
+            "it takes more memory than there is",
+        ),
         ("", "ValueError"),
         ("a" * 300, f"{'a' * 200}…"),
         (f"{FAIL}{GRAPH[:-8]}", "ValueError"),
@@ -56,6 +61,7 @@ FAIL = "[ONNXRuntimeError] : 1 : FAIL : "
         "assertion",
         "plain",
         "memory",
+        "memory of one tensor",
         "none",
         "long",
         "cut",
@@ -63,3 +69,12 @@ FAIL = "[ONNXRuntimeError] : 1 : FAIL : "
 )
 def test_reason_is_in_words_alone(message: str, reason: str | None) -> None:
     assert reason_of(ValueError(message)) == (message if reason is None else reason)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), MemoryError("Unable to allocate 20. GiB")])
+def test_end_of_memory_is_told_with_its_remedy(error: MemoryError) -> None:
+    reason = reason_of(error)
+
+    assert reason == "it takes more memory than there is"
+    assert remedy_for(reason) == "export a smaller network, or start again with more memory"
+    assert remedy_for(reason_of(ValueError("no shape"))) == "export it again"

@@ -12,19 +12,20 @@ import onnx
 import pytest
 from onnx import helper
 
-from policy_server.errors import ModelError, PolicyServerError
+from policy_server.errors import ModelError
 from policy_server.formats.known_formats import load_policy
 from policy_server.formats.onnx.model_file import read_model
-from tests.support.onnx_models import actor, files_in, node, tensor, weights, write_model
+from tests.support.onnx_models import (
+    actor,
+    files_in,
+    node,
+    refused,
+    tensor,
+    weights,
+    write_model,
+)
 
 ROWS = np.random.default_rng(9).standard_normal((6, 4)).astype(np.float32)
-
-
-def refused(folder: Path) -> str:
-    with pytest.raises(PolicyServerError) as caught:
-        load_policy(folder)
-    assert "\n" not in caught.value.message
-    return caught.value.message
 
 
 def with_external_data(folder: Path) -> Any:  # noqa: ANN401 -- onnx is untyped

@@ -137,7 +137,7 @@ def _read_filter(policy: OldPolicy, width: int) -> ObservationFilter | None:
             is_scaled=state["destd"],
             limit=state["clip"],
         )
-    except (EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError, zlib.error) as error:
         raise ModelError(
             f"{_FILTER}: its state can't be read: {error}; save the checkpoint anew"
         ) from error

@@ -51,7 +51,10 @@ def read_written_space(found: Any, subject: str) -> tuple[Space, Space]:  # noqa
         # Some versions write the original space as a pair of its own.
         inner = original if isinstance(original["space"], str) else original["space"]
         return space, _read(inner, subject, places)
-    except (AttributeError, EOFError, KeyError, TypeError, ValueError, zlib.error) as error:
+    except (
+        *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+        zlib.error,
+    ) as error:
         words = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelError(f"{subject}: is no space that can be read: {words}") from error
     except RecursionError as error:

@@ -21,6 +21,7 @@ from policy_server.errors import ModelError
 from policy_server.formats import load_policy
 from policy_server.formats.known_formats import FORMATS
 from policy_server.formats.model_files import files_of_model
+from policy_server.formats.rllib.pipelines import array_of_text
 from tests.support.library_policies import unzipped
 
 PICKLE = Path("policies/default_policy/policy_state.pkl")
@@ -41,6 +42,12 @@ def box_text(array: np.ndarray[Any, Any]) -> str:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return base64.b64encode(zlib.compress(buffer.getvalue())).decode("ascii")
+
+
+def npy_text(header: str, numbers: bytes = bytes(8)) -> str:
+    """Return an array of any header, as RLlib writes those of spaces."""
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + numbers
+    return base64.b64encode(zlib.compress(content)).decode("ascii")
 
 
 def state_of_policy(**changes: object) -> dict[str, Any]:
@@ -183,6 +190,45 @@ def test_bounds_without_a_number_between_them_are_refused(tmp_path: Path, low: f
         f"observation_space: is no space that can be read: ValueError: its bounds at [0] are {low}"
         in (refusal_of(folder))
     )
+
+
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}"
+DAMAGED_BOUNDS = {
+    "open quotes": npy_text(HEADER.replace("}", "'" * 3)),
+    "an open bracket": npy_text(HEADER.replace(",)", "")),
+    "nested brackets": npy_text(HEADER.replace("(2,)", "(" * 3000 + ")" * 3000)),
+    "a text as type": npy_text(HEADER.replace("'<f4'", "('<f4',)")),
+    "a length beyond any": npy_text(HEADER.replace("2", "9" * 30)),
+    "more than there is": npy_text(HEADER.replace("2", "500000000")),
+    "a negative length": npy_text(HEADER.replace("2", "-1")),
+    "no numbers": npy_text(HEADER.replace("<f4", "<U1")),
+    "a header that is cut off": npy_text(HEADER[:20], b""),
+    "an archive": base64.b64encode(zlib.compress(b"PK\x03\x04" + bytes(30))).decode(),
+    "no base64": "x",
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED_BOUNDS.values(), ids=DAMAGED_BOUNDS)
+def test_damaged_bounds_of_a_space_are_refused(tmp_path: Path, text: str) -> None:
+    state = state_of_policy()
+    state["policy_spec"]["observation_space"]["space"]["low"] = text
+
+    message = refusal_of(written(tmp_path / "policy", state))
+
+    assert "observation_space: is no space that can be read: " in message
+
+
+@pytest.mark.parametrize(
+    ("array", "order"),
+    [(np.arange(4.0), "C"), (np.arange(6).reshape(2, 3), "C"), (np.eye(3), "F"), (True, "C")],
+    ids=["vector", "matrix", "by column", "one truth value"],
+)
+def test_array_in_a_text_is_read(array: np.ndarray[Any, Any], order: Any) -> None:  # noqa: ANN401 -- one of NumPy's letters
+    found = array_of_text(box_text(np.asarray(array, order=order)))
+
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, array)
 
 
 @pytest.mark.parametrize(
