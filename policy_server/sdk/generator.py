@@ -22,6 +22,7 @@ import orjson
 
 from policy_server.errors import SdkError
 from policy_server.files.atomic import scratch_folder
+from policy_server.files.file_work import finish_in_thread, opened_in_thread
 from policy_server.installation import require
 from policy_server.sdk.episodes import add_episode
 from policy_server.sdk.languages import Language, LanguageName
@@ -85,14 +86,19 @@ async def generate(document: Document, languages: Sequence[Language]) -> dict[La
         SdkError: if the generator fails; its output is logged.
     """
     # What a server that was killed has left there goes with a later one.
-    with scratch_folder(Path(tempfile.gettempdir(), "policy-server-sdk")) as folder:
-        (folder / "openapi.json").write_bytes(orjson.dumps(document))
-        configurations = [_write_configuration(document, item, folder) for item in languages]
-        await _run(_command(configurations), languages)
+    beside = Path(tempfile.gettempdir(), "policy-server-sdk")
+    async with opened_in_thread(scratch_folder(beside)) as folder:
+        await _run(await finish_in_thread(_prepare, document, languages, folder), languages)
         return {
             item.name: await asyncio.to_thread(_collect, folder / item.name, document, item)
             for item in languages
         }
+
+
+def _prepare(document: Document, languages: Sequence[Language], folder: Path) -> Sequence[str]:
+    """Write what the generator reads, and return the command that runs it."""
+    (folder / "openapi.json").write_bytes(orjson.dumps(document))
+    return _command([_write_configuration(document, item, folder) for item in languages])
 
 
 def _write_configuration(document: Document, language: Language, folder: Path) -> Path:
