@@ -323,7 +323,8 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         if descriptor is None:
             return None
         if self._pipe is None or self._pipe.descriptor != descriptor:
-            self._pipe = PipeWriter(descriptor)
+            assert self.lock is not None, "each handler of logging's has one"
+            self._pipe = PipeWriter(descriptor, self.lock)
         return self._pipe
 
     def _texts_of(self, held: list[HeldLine]) -> list[str]:

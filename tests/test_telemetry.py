@@ -11,7 +11,8 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -538,6 +539,61 @@ async def test_lines_that_wait_for_a_slow_reader_are_written_at_the_end() -> Non
 
     assert is_written
     assert len(read.splitlines()) == 300
+
+
+class Collecting(deque[tuple[bytes, int]]):
+    """What waits for a slow reader; once, garbage is collected as its writer takes a piece."""
+
+    collect: Callable[[], None] | None = None
+
+    def popleft(self) -> tuple[bytes, int]:
+        collect, self.collect = self.collect, None
+        if collect is not None:
+            collect()
+        return super().popleft()
+
+
+def test_destructor_that_logs_in_the_thread_for_a_slow_reader_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outlet, inlet = os.pipe()
+    stream = os.fdopen(inlet, "w")
+    waiting = Collecting()
+    monkeypatch.setattr("policy_server.pipe_writing.deque", lambda: waiting)
+    handler = HoldingHandler(stream)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+
+    def log(text: str) -> None:
+        handler.handle(logging.makeLogRecord({"name": "somelib", "msg": text}))
+
+    begun = threading.Event()
+
+    def collect() -> None:
+        begun.set()
+        # Another thread has time to take what it needs for its line.
+        beside.join(0.5)
+        log("from a destructor")
+
+    def log_beside() -> None:
+        begun.wait(30)
+        log("beside")
+
+    beside = threading.Thread(target=log_beside, daemon=True)
+    beside.start()
+    log("x" * 200_000)
+    waiting.collect = collect
+    start = os.read(outlet, 200_000)
+    beside.join(30)
+    assert not beside.is_alive()
+
+    def end() -> None:
+        handler.flush()
+        stream.close()
+
+    threading.Thread(target=end).start()
+    _, *lines = (start + b"\n".join(read_to_the_end(outlet))).splitlines()
+
+    assert {*lines} == {b"from a destructor", b"beside"}
 
 
 async def test_lines_for_a_reader_that_has_gone_are_counted() -> None:
