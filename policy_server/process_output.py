@@ -28,7 +28,7 @@ OUTPUT_LOGGER = "policy_server_output"
 
 _STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
 _MOST_LINE_BYTES = 65536
-# So much waits for the log, and the system gives a pipe no more room than that without asking.
+# So much waits for the log in this process, and in the pipe before it.
 _MOST_WAITING_BYTES = 16 << 20
 _PIPE_BYTES = 1 << 20
 _DRAIN_TIMEOUT_S = 2.0
@@ -47,7 +47,7 @@ class _TakenOutput:
         outlet, self._inlet = os.pipe()
         if sys.platform == "linux":
             # What a C library prints while it holds Python's lock has to find room: no thread of
-            # Python empties the pipe meanwhile.
+            # Python empties the pipe meanwhile. A megabyte is the most that Linux gives anybody.
             with suppress(OSError):
                 fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._originals = {n: os.dup(n) for n in (_STANDARD_OUTPUT, _STANDARD_ERROR)}

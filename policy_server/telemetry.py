@@ -237,8 +237,8 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 -- logging's own
         """Count a line that can't be made as lost.
 
-        It prints nothing, as logging's own does: that would wait for whoever reads it, and every
-        other line, and so every request, for the end of this one.
+        Unlike logging's own method it prints nothing: a print waits for whoever reads it, and every
+        other line, and so every request, would wait for this one.
         """
         self._lost += 1
 
