@@ -29,14 +29,16 @@ _FOR_EVER = -1
 class PipeWriter:
     """Writes to one pipe in the order of the calls; used from any thread."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, lock: threading.RLock) -> None:
         """Own what waits to be written; the pipe outlives it.
 
         Args:
             descriptor: the pipe's end to write to.
+            lock: that of the log's handler. A second one could be held by this writer's thread, in
+                which a destructor logs, while whoever has the handler's waits for it.
         """
         self.descriptor = descriptor
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(lock)
         self._waiting: deque[tuple[bytes, int]] = deque()
         self._waiting_bytes = 0
         self._lost = 0

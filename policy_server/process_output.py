@@ -3,15 +3,22 @@
 Ray prints to standard output, gRPC and TensorFlow write to the file descriptors from C++: no logger
 of Python sees either. So the descriptors lead to a pipe, and each line that comes out of it is
 logged.
+
+Whoever prints may hold a lock that the log needs: a text that prints while it is made for a line of
+the log does. So one thread empties the pipe and waits for nothing else, and another one logs.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import logging
 import os
+import queue
 import re
+import sys
 import threading
+from contextlib import suppress
 from io import TextIOWrapper
 from typing import TextIO
 
@@ -21,6 +28,9 @@ OUTPUT_LOGGER = "policy_server_output"
 
 _STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
 _MOST_LINE_BYTES = 65536
+# So much waits for the log in this process, and in the pipe before it.
+_MOST_WAITING_BYTES = 16 << 20
+_PIPE_BYTES = 1 << 20
 _DRAIN_TIMEOUT_S = 2.0
 _END_OF_BATCH = b"\0drained"
 # The first letter of a line of Google's C++ libraries is its level: `E0000 00:00:1764115200.`
@@ -31,21 +41,31 @@ logger = logging.getLogger(OUTPUT_LOGGER)
 
 
 class _TakenOutput:
-    """The pipe, the thread that empties it, and the descriptors as they were."""
+    """The pipe, the threads that empty and log it, and the descriptors as they were."""
 
     def __init__(self) -> None:
         outlet, self._inlet = os.pipe()
+        if sys.platform == "linux":
+            # What a C library prints while it holds Python's lock has to find room: no thread of
+            # Python empties the pipe meanwhile. A megabyte is the most that Linux gives anybody.
+            with suppress(OSError):
+                fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self._originals = {n: os.dup(n) for n in (_STANDARD_OUTPUT, _STANDARD_ERROR)}
         self._drained = threading.Event()
+        # Takes no lock of Python's. Each number is written by one of the two threads.
+        self._contents: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._read_bytes = self._logged_bytes = 0
+        self._lost = 0
         self.stream: TextIO = TextIOWrapper(
             os.fdopen(os.dup(_STANDARD_ERROR), "wb", buffering=0), write_through=True
         )
         for number in self._originals:
             os.dup2(self._inlet, number)
-        # A thread that a process waits for at its end would wait for all that share the pipe.
+        # Threads that a process waits for at its end would wait for all that share the pipe.
         threading.Thread(
             target=self._read, args=(outlet,), name="process-output", daemon=True
         ).start()
+        threading.Thread(target=self._log, name="process-output-log", daemon=True).start()
 
     def drain(self) -> None:
         """Wait until all output so far is logged."""
@@ -60,16 +80,31 @@ class _TakenOutput:
         self.drain()
 
     def _read(self, outlet: int) -> None:
+        while content := os.read(outlet, _MOST_LINE_BYTES):
+            if self._read_bytes - self._logged_bytes < _MOST_WAITING_BYTES:
+                self._read_bytes += len(content)
+                self._contents.put(content)
+            else:
+                self._lost += content.count(b"\n")
+
+    def _log(self) -> None:
         rest = b""
-        while chunk := os.read(outlet, _MOST_LINE_BYTES):
-            *lines, rest = (rest + chunk).split(b"\n")
+        told = 0
+        while True:
+            content = self._contents.get()
+            *lines, rest = (rest + content).split(b"\n")
             if len(rest) >= _MOST_LINE_BYTES:
                 lines, rest = [*lines, rest], b""
             for line in lines:
                 if line == _END_OF_BATCH:
                     self._drained.set()
                 else:
-                    _log(line.decode(errors="replace").rstrip())
+                    _log_line(line.decode(errors="replace").rstrip())
+            self._logged_bytes += len(content)
+            if (lost := self._lost - told) > 0:
+                told += lost
+                with suppress(Exception):
+                    logger.warning("output_lines_lost", extra={"lines": lost})
 
 
 _taken: list[_TakenOutput] = []
@@ -83,6 +118,9 @@ def take_output() -> TextIO:
         the process ends; a second call returns the first one's stream.
     """
     if not _taken:
+        # A handler that can't write, its disk being full, would print why: as lines that it is
+        # given, and can't write either. `HoldingHandler` counts what it loses.
+        logging.raiseExceptions = False
         _taken.append(_TakenOutput())
         atexit.register(_taken[0].give_back)
     return _taken[0].stream
@@ -94,8 +132,11 @@ def drain_output() -> None:
         taken.drain()
 
 
-def _log(line: str) -> None:
+def _log_line(line: str) -> None:
     if not line.strip():
         return
     found = _GOOGLE_LINE.match(line)
-    logger.log(logging.WARNING if found is None else _LEVELS[found[1]], "%s", line)
+    level = logging.WARNING if found is None else _LEVELS[found[1]]
+    # A filter or handler that others have added may fail at one line, and log the next one.
+    with suppress(Exception):
+        logger.log(level, "%s", line)

@@ -230,9 +230,17 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         """Write a record behind the lines before it."""
         self._write_held()
         try:
-            self._write([self.format(record) + self.terminator])
+            self._write([self._text_of(record) + self.terminator])
         except Exception:
             self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 -- logging's own
+        """Count a line that can't be made as lost.
+
+        Unlike logging's own method it prints nothing: a print waits for whoever reads it, and every
+        other line, and so every request, would wait for this one.
+        """
+        self._lost += 1
 
     def flush(self) -> None:
         """Write the lines that are held back, and wait for a slow reader, for seconds at most."""
@@ -240,6 +248,22 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         super().flush()
         if self._pipe is not None:
             self._pipe.drain()
+
+    def _text_of(self, record: logging.LogRecord) -> str:
+        """Return a record's line, or one that says where and why there is none."""
+        try:
+            return self.format(record)
+        except Exception as error:
+            told = logging.makeLogRecord(
+                {"name": record.name, "levelno": record.levelno, "levelname": record.levelname}
+            )
+            told.msg = "line_not_formatted"
+            vars(told).update(
+                text=str(record.msg)[:_MOST_COMPARED],
+                place=f"{record.pathname}:{record.lineno}",
+                reason=f"{type(error).__name__}: {error}"[:_MOST_COMPARED],
+            )
+            return self.format(told)
 
     def _end_hold(self) -> None:
         self._timed_in = None
@@ -253,7 +277,7 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
             held, self.held = self.held, []
             self._write(self._texts_of(held))
         except Exception:
-            self.handleError(_record_of(held[-1]))
+            self._lost += len(held)
         finally:
             self.release()
 
@@ -299,7 +323,8 @@ class HoldingHandler(logging.StreamHandler[TextIO]):
         if descriptor is None:
             return None
         if self._pipe is None or self._pipe.descriptor != descriptor:
-            self._pipe = PipeWriter(descriptor)
+            assert self.lock is not None, "each handler of logging's has one"
+            self._pipe = PipeWriter(descriptor, self.lock)
         return self._pipe
 
     def _texts_of(self, held: list[HeldLine]) -> list[str]:
@@ -402,7 +427,8 @@ class _Foreign(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.Lock()
+        # A destructor that logs may run while this thread has it.
+        self._lock = threading.RLock()
         self._began = time.monotonic()
         self._left_out: dict[_Line, int] = {}
         self._left_out_before: dict[_Line, int] = {}
@@ -415,8 +441,8 @@ class _Foreign(logging.Filter):
         try:
             message = _COLOURS.sub("", record.getMessage())
         except Exception:
-            # Arguments that don't fit their text. `emit` meets the same error and reports it; here
-            # it would be raised in the library that logs.
+            # Arguments that don't fit their text. `emit` meets the same error and says so; here it
+            # would be raised in the library that logs.
             return True
         record.msg, record.args = message, None
         line = (record.name, record.levelno, _WORD.sub(_constant, message[:_MOST_COMPARED]))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
 
+import pytest
+
 PROGRAM = """
-import os, subprocess, sys, threading, warnings
+import logging, os, subprocess, sys, threading, warnings
 from policy_server.process_output import drain_output, take_output
 from policy_server.telemetry import configure_logging, log_uncaught
 
@@ -74,6 +77,80 @@ def test_warning_and_uncaught_errors_are_one_document_each() -> None:
     assert "UserWarning: old" in lines[0]["event"]
     assert "ZeroDivisionError" in lines[1]["exc_info"]
     assert "ValueError: no" in lines[2]["exc_info"]
+
+
+PRINTING = """
+class Printing:
+    def __str__(self):
+        print("A" * 200_000, flush=True)
+        return "printed"
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "events"),
+    [
+        (
+            "logging.getLogger('somelib').warning('%d items', 'A' * 200_000)",
+            {"line_not_formatted", "after"},
+        ),
+        (
+            f"{PRINTING}\nlogging.getLogger('policy_server').warning('%s', Printing())",
+            {"printed", "after", "A"},
+        ),
+        (
+            "for item in logging.getLogger().handlers:\n"
+            "    with item.lock: os.write(2, b'A' * 200_000 + b'\\n')",
+            {"after", "A"},
+        ),
+        (
+            "import ctypes\nctypes.PyDLL(None).write(2, b'A' * 200_000 + b'\\n', 200_001)",
+            {"after", "A"},
+        ),
+    ],
+    ids=["arguments", "printing-text", "under-the-handlers-lock", "under-pythons-lock"],
+)
+def test_nothing_that_is_written_holds_the_log_up(body: str, events: set[str]) -> None:
+    lines = printed(f"{body}\nlogging.getLogger('policy_server').warning('after')")
+
+    assert {re.sub("^A+$", "A", line["event"]) for line in lines} == events
+
+
+def test_filter_that_fails_loses_the_line_alone() -> None:
+    lines = printed(
+        "def fail(record):\n"
+        "    if record.getMessage() == 'one': raise ValueError\n"
+        "    return True\n"
+        "root = logging.getLogger().handlers[0]\n"
+        "root.addFilter(fail)\n"
+        "os.write(2, b'one\\n')\n"
+        "drain_output()\n"
+        "root.removeFilter(fail)\n"
+        "os.write(2, b'two\\n')"
+    )
+
+    assert [line["event"] for line in lines] == ["two"]
+
+
+def test_other_handler_whose_disk_is_full_makes_no_lines() -> None:
+    lines = printed(
+        "logging.getLogger().addHandler(logging.FileHandler('/dev/full'))\n"
+        "os.write(2, b'one\\n')\n"
+        "drain_output()"
+    )
+
+    assert [line["event"] for line in lines] == ["one"]
+
+
+def test_output_of_which_too_much_waits_for_the_log_is_counted_as_lost() -> None:
+    lines = printed(
+        "with logging.getLogger().handlers[0].lock:\n"
+        "    for _ in range(200): os.write(2, b'A' * 99_999 + b'\\n')\n"
+        "drain_output()"
+    )
+
+    [told] = [line for line in lines if line["event"] == "output_lines_lost"]
+    assert 10 < told["lines"] < 200
 
 
 def test_log_whose_disk_is_full_holds_nobody_up() -> None:

@@ -11,7 +11,8 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -278,18 +279,80 @@ def test_logs_of_other_libraries_are_json_without_colours(
     assert json.loads(line)["event"] == "(raylet) a worker\ndied: 7"
 
 
-def test_malformed_log_call_of_a_library_is_reported_and_does_not_raise_in_it(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_malformed_log_call_of_a_library_is_told_in_one_line_and_does_not_raise_in_it(
+    log_format: LogFormat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configure_logging(level="INFO", log_format="json")
+    configure_logging(level="INFO", log_format=log_format)
 
     # pytest's own handler raises what a record can't be formatted for.
     [handler] = [item for item in logging.getLogger().handlers if isinstance(item, HoldingHandler)]
-    handler.handle(logging.makeLogRecord({"name": "somelib", "msg": "%d items", "args": ("x",)}))
+    handler.handle(
+        logging.makeLogRecord(
+            {
+                "name": "somelib",
+                "msg": "%d items",
+                "args": ("x",),
+                "pathname": "somelib.py",
+                "lineno": 7,
+            }
+        )
+    )
 
-    printed = capsys.readouterr().err
-    assert "--- Logging error ---" in printed
-    assert "TypeError: %d format" in printed
+    [line] = capsys.readouterr().err.splitlines()
+    for told in ("line_not_formatted", "%d items", "somelib.py:7", "TypeError: %d format"):
+        assert told in line
+
+
+class Untold:
+    """Gives no text."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+def test_line_of_which_nothing_can_be_told_is_counted_as_lost(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging(level="INFO", log_format="json")
+    [handler] = [item for item in logging.getLogger().handlers if isinstance(item, HoldingHandler)]
+
+    handler.handle(logging.makeLogRecord({"name": "somelib", "msg": Untold()}))
+    handler.handle(logging.makeLogRecord({"name": "somelib", "msg": "next"}))
+
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line]
+    assert [(line["event"], line.get("lines")) for line in lines] == [
+        ("log_lines_lost", 1),
+        ("next", None),
+    ]
+
+
+def test_destructor_that_logs_while_a_line_is_compared_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(level="INFO", log_format="json")
+    [handler] = [item for item in logging.getLogger().handlers if isinstance(item, HoldingHandler)]
+    inner = logging.makeLogRecord({"name": "somelib", "msg": "from a destructor"})
+    logged: list[bool] = []
+
+    def collect() -> float:
+        # The first look at the clock has the lock: as if garbage were collected there.
+        if not logged:
+            logged.append(True)
+            handler.handle(inner)
+        return 1000.0
+
+    monkeypatch.setattr("policy_server.telemetry.time.monotonic", collect)
+    thread = threading.Thread(
+        target=handler.handle,
+        args=(logging.makeLogRecord({"name": "somelib", "msg": "first"}),),
+        daemon=True,
+    )
+    thread.start()
+    thread.join(30)
+
+    events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert events == ["from a destructor", "first"]
 
 
 def test_line_that_others_repeat_is_logged_once_in_a_while(
@@ -476,6 +539,61 @@ async def test_lines_that_wait_for_a_slow_reader_are_written_at_the_end() -> Non
 
     assert is_written
     assert len(read.splitlines()) == 300
+
+
+class Collecting(deque[tuple[bytes, int]]):
+    """What waits for a slow reader; once, garbage is collected as its writer takes a piece."""
+
+    collect: Callable[[], None] | None = None
+
+    def popleft(self) -> tuple[bytes, int]:
+        collect, self.collect = self.collect, None
+        if collect is not None:
+            collect()
+        return super().popleft()
+
+
+def test_destructor_that_logs_in_the_thread_for_a_slow_reader_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outlet, inlet = os.pipe()
+    stream = os.fdopen(inlet, "w")
+    waiting = Collecting()
+    monkeypatch.setattr("policy_server.pipe_writing.deque", lambda: waiting)
+    handler = HoldingHandler(stream)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+
+    def log(text: str) -> None:
+        handler.handle(logging.makeLogRecord({"name": "somelib", "msg": text}))
+
+    begun = threading.Event()
+
+    def collect() -> None:
+        begun.set()
+        # Another thread has time to take what it needs for its line.
+        beside.join(0.5)
+        log("from a destructor")
+
+    def log_beside() -> None:
+        begun.wait(30)
+        log("beside")
+
+    beside = threading.Thread(target=log_beside, daemon=True)
+    beside.start()
+    log("x" * 200_000)
+    waiting.collect = collect
+    start = os.read(outlet, 200_000)
+    beside.join(30)
+    assert not beside.is_alive()
+
+    def end() -> None:
+        handler.flush()
+        stream.close()
+
+    threading.Thread(target=end).start()
+    _, *lines = (start + b"\n".join(read_to_the_end(outlet))).splitlines()
+
+    assert {*lines} == {b"from a destructor", b"beside"}
 
 
 async def test_lines_for_a_reader_that_has_gone_are_counted() -> None:

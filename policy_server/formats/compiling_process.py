@@ -37,12 +37,12 @@ from policy_server.policy import PolicySignature
 from policy_server.process_memory import bound_further_memory
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
+from policy_server.tied_processes import end_with, environment_of_child
 
 __all__ = ["PROGRAM", "check_policy", "find_compiled", "find_signature", "main"]
 
 logger = logging.getLogger(__name__)
 
-_ROOT = Path(__file__).parents[2]
 _REFUSED, _SIGNATURE = "error", "signature"
 # The memory that the process may take: with TensorFlow, real policies of 1 MB take 0.5 GB.
 _LEAST_MEMORY_BYTES = 8 << 30
@@ -62,7 +62,10 @@ try:
 except MemoryError:
     sys.exit({_NO_MEMORY})
 """
-"""What the process runs: it reads the policy from standard input, and writes the answer."""
+"""What the process runs: it reads the policy from standard input, and writes the answer.
+
+Its argument is the id of the process that starts it.
+"""
 # TensorFlow's and onnxruntime's own checks, and what they lack checks for.
 _CRASHES = frozenset(
     {-signal.SIGABRT, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL, -signal.SIGSEGV}
@@ -170,16 +173,17 @@ async def _compile(
     is_quiet: bool,
 ) -> bytes:
     """Run the process, and return its answer: a line of JSON, and the encoded outcome."""
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    size = await asyncio.to_thread(_size_of, folder)
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
             PROGRAM,
+            str(os.getpid()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL if is_quiet else None,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env=environment_of_child(),
         )
     except OSError as error:
         raise NotReadyError(
@@ -187,7 +191,6 @@ async def _compile(
             f"{sys.executable}, and takes a process and a few open files more"
         ) from error
     part = None if schema is None else schema.policy_part()
-    size = await asyncio.to_thread(_size_of, folder)
     seconds = settings.start_timeout_s * (_LEAST_SHARE + _SHARE_OF_EACH_MB * size / 1e6)
     arguments = (folder.resolve(), digest, part, settings.engine)
     request = pickle.dumps((size, seconds, arguments))
@@ -286,6 +289,7 @@ def _bound(size: int, seconds: float) -> None:
 
 def main() -> None:
     """Compile the policy that standard input names, and write the answer to standard output."""
+    end_with(int(sys.argv[1]))
     # The terminal's Ctrl-C is for the server, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A file that fills all memory must not end the server, which may serve others meanwhile.

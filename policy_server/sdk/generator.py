@@ -10,6 +10,7 @@ import asyncio
 import importlib.metadata
 import importlib.resources
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import orjson
 
 from policy_server.errors import SdkError
 from policy_server.files.atomic import scratch_folder
+from policy_server.files.file_work import finish_in_thread, opened_in_thread
 from policy_server.installation import require
 from policy_server.sdk.episodes import add_episode
 from policy_server.sdk.languages import Language, LanguageName
@@ -28,6 +30,7 @@ from policy_server.sdk.mends import mend
 from policy_server.sdk.names import names_by_model, observation_names
 from policy_server.sdk.openapi_document import Document
 from policy_server.sdk.readme import observation_model, render_readme
+from policy_server.tied_processes import environment_of_child
 
 __all__ = ["Files", "generate", "generator_version"]
 
@@ -38,7 +41,13 @@ Files = Mapping[PurePosixPath, bytes]
 _DISTRIBUTION = "openapi-generator-cli"
 _TIMEOUT_S = 300.0
 # A prediction in the same process group comes first: lowest priority, one processor's threads.
-_NICE = "import os, sys; os.nice(19); os.execv(sys.argv[1], sys.argv[1:])"
+_NICE = """
+import os, sys
+from policy_server.tied_processes import end_with
+end_with(int(sys.argv[1]))
+os.nice(19)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 _JVM_OPTIONS = (
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
@@ -77,14 +86,19 @@ async def generate(document: Document, languages: Sequence[Language]) -> dict[La
         SdkError: if the generator fails; its output is logged.
     """
     # What a server that was killed has left there goes with a later one.
-    with scratch_folder(Path(tempfile.gettempdir(), "policy-server-sdk")) as folder:
-        (folder / "openapi.json").write_bytes(orjson.dumps(document))
-        configurations = [_write_configuration(document, item, folder) for item in languages]
-        await _run(_command(configurations), languages)
+    beside = Path(tempfile.gettempdir(), "policy-server-sdk")
+    async with opened_in_thread(scratch_folder(beside)) as folder:
+        await _run(await finish_in_thread(_prepare, document, languages, folder), languages)
         return {
             item.name: await asyncio.to_thread(_collect, folder / item.name, document, item)
             for item in languages
         }
+
+
+def _prepare(document: Document, languages: Sequence[Language], folder: Path) -> Sequence[str]:
+    """Write what the generator reads, and return the command that runs it."""
+    (folder / "openapi.json").write_bytes(orjson.dumps(document))
+    return _command([_write_configuration(document, item, folder) for item in languages])
 
 
 def _write_configuration(document: Document, language: Language, folder: Path) -> Path:
@@ -113,7 +127,7 @@ def _command(configurations: Sequence[Path]) -> list[str]:
 
     jar = importlib.resources.files("openapi_generator_cli") / "openapi-generator.jar"
     return [
-        *(sys.executable, "-c", _NICE),
+        *(sys.executable, "-P", "-c", _NICE, str(os.getpid())),
         *(str(JAVA), *_JVM_OPTIONS, "-jar", str(jar)),
         *("batch", "--threads", "1", "--fail-fast", *map(str, configurations)),
     ]
@@ -138,7 +152,11 @@ def _camel_case(name: str) -> str:
 async def _run(command: Sequence[str], languages: Sequence[Language]) -> None:
     titles = ", ".join(language.title for language in languages)
     process = subprocess.Popen(  # noqa: S603 -- our own command
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment_of_child(),
     )
     try:
         # A thread waits, since event loops differ in their subprocesses.

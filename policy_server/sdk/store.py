@@ -19,6 +19,7 @@ import orjson
 
 from policy_server.errors import SdkPendingError
 from policy_server.files.atomic import write_whole
+from policy_server.files.file_work import finish_in_thread
 from policy_server.files.locks import FileLock
 from policy_server.sdk.generator import Files, generate, generator_version
 from policy_server.sdk.languages import LANGUAGES, SDK_NAME, Language, LanguageName
@@ -136,7 +137,7 @@ class SdkStore:
             task.exception()
 
     async def _make(self, sdk: Sdk) -> bytes:
-        async with self._one_at_a_time, self._lock_of_processes():
+        async with self._one_at_a_time, await finish_in_thread(self._lock_of_processes):
             kept = await asyncio.to_thread(self._read, sdk.key)
             if kept is not None:
                 return kept
@@ -149,7 +150,7 @@ class SdkStore:
 
     async def _fetch_parts(self, sdk: Sdk) -> list[bytes]:
         """Return the zip of each language of an SDK; generate together those that are not there."""
-        keys = {name: _key(sdk.document, [name]) for name in sdk.languages}
+        keys = {name: await asyncio.to_thread(_key, sdk.document, [name]) for name in sdk.languages}
         kept = {name: await asyncio.to_thread(self._read, key) for name, key in keys.items()}
         zips = {name: content for name, content in kept.items() if content is not None}
         missing = [name for name in sdk.languages if name not in zips]

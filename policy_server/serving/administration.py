@@ -17,12 +17,12 @@ from policy_server.errors import (
     SettingsError,
 )
 from policy_server.files.atomic import make_durable
+from policy_server.files.file_work import finish_in_thread, opened_in_thread
 from policy_server.schema import can_stand_in_an_address
 from policy_server.serving.deployer import Deployer
 from policy_server.serving.deployment import DeployedVersion, Deployment, Evidence
 from policy_server.serving.draining import Draining, still_drains
 from policy_server.serving.ending import EndableWork
-from policy_server.serving.file_work import finish_in_thread, opened_in_thread
 from policy_server.settings import ENV_PREFIX, Settings
 
 __all__ = ["Administration"]

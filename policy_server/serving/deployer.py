@@ -87,6 +87,8 @@ class Deployer:
         self._changing = asyncio.Lock()
         self._deploying = asyncio.Lock()
         self._loads = EndableWork()
+        # The error that the log was told last of each step of `run`.
+        self._told: dict[str, str] = {}
         # Tries the versions again that could not be loaded.
         self._trying: asyncio.Task[None] | None = None
         self.draining = Draining(
@@ -150,22 +152,32 @@ class Deployer:
         try:
             while True:
                 await asyncio.sleep(self._period_s)
-                await self._logged(self._follow())
-                await self._logged(self._weigh())
+                await self._logged("follow", self._follow())
+                await self._logged("weigh", self._weigh())
         finally:
             await self._try_no_more()
 
-    async def _logged(self, step: Coroutine[Any, Any, None]) -> None:
-        """Take a step of `run`, and log why it fails."""
+    async def _logged(self, step: str, work: Coroutine[Any, Any, None]) -> None:
+        """Take a step of `run`; the same error is logged once until the step has succeeded."""
         try:
-            await step
+            await work
         except PolicyServerError as error:
-            logger.warning(
-                "deployment_not_followed",
-                extra={"policy": self.slot.name, "reason": error.message},
-            )
-        except Exception:
-            logger.exception("deployment_not_followed", extra={"policy": self.slot.name})
+            if self._is_news(step, error):
+                logger.warning(
+                    "deployment_not_followed",
+                    extra={"policy": self.slot.name, "reason": error.message},
+                )
+        except Exception as error:
+            if self._is_news(step, error):
+                logger.exception("deployment_not_followed", extra={"policy": self.slot.name})
+        else:
+            self._told.pop(step, None)
+
+    def _is_news(self, step: str, error: Exception) -> bool:
+        """Return whether a step did not fail by the same error before, and note it."""
+        before = self._told.get(step)
+        self._told[step] = repr(error)
+        return before != repr(error)
 
     async def deploy(self, version: DeployedVersion) -> Deployment:
         """Load a version, and give it its share of the questions.
@@ -316,8 +328,15 @@ class Deployer:
             await asyncio.to_thread(self._forget, version)
 
     async def _is_expected(self, name: str, digest: str) -> bool:
-        """Return whether a version is deployed that is not loaded here yet."""
-        kept = await self._stored.read()
+        """Return whether a version is deployed that is not loaded here yet.
+
+        A client asks, who can do nothing about a store that can't be read: what was read last
+        decides then.
+        """
+        try:
+            kept = await self._stored.read()
+        except DeploymentError:
+            kept = self._stored.known
         loaded = self.slot.versions.get(name)
         return (
             kept is not None
@@ -339,7 +358,7 @@ class Deployer:
             await self._try_no_more()
             await self._take_over(kept)
         elif self._trying is None or self._trying.done():
-            self._trying = asyncio.create_task(self._logged(self._take_over(kept)))
+            self._trying = asyncio.create_task(self._logged("try again", self._take_over(kept)))
 
     async def _try_no_more(self) -> None:
         if self._trying is not None:

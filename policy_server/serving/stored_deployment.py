@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 
+from policy_server.files.file_work import finish_in_thread
 from policy_server.serving.deployment import Deployment
 from policy_server.serving.deployment_store import DeploymentStore
-from policy_server.serving.file_work import finish_in_thread
 from policy_server.serving.slot import PolicySlot
 
 __all__ = ["StoredDeployment"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -51,7 +52,9 @@ def client_routes(
     names = [LANGUAGES[name].title for name in BUNDLE]
 
     async def answer(request: Request, languages: Sequence[LanguageName]) -> Response:
-        sdk = Sdk.of(prepare_document(document(), url=_own_url(request)), languages)
+        prepared = prepare_document(document(), url=_own_url(request))
+        # Its key has the version of the generator, which stands in a file.
+        sdk = await asyncio.to_thread(Sdk.of, prepared, languages)
         etag = f'"{sdk.key}"'
         headers = {"etag": etag, "cache-control": "private, no-cache"}
         if etag in _etags(request.headers.get("if-none-match", "")):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,17 @@ import pytest
 from policy_server.engine.network import CompiledPolicy
 from policy_server.errors import ModelError, NotReadyError, PolicyServerError, SchemaError
 from policy_server.formats import compiling_process
-from policy_server.formats.compiling_process import find_compiled, find_signature
+from policy_server.formats.compiling_process import PROGRAM, find_compiled, find_signature
 from policy_server.formats.known_formats import load_policy
 from policy_server.formats.model_files import Model, identify_model
 from policy_server.schema import ServerSchema, parse_schema
 from policy_server.settings import Engine, Settings
 from tests.support.hand_built import Part, V1Policy, observations
+from tests.support.keras_weights import weights_in_a_ring
+from tests.support.library_policies import POLICIES
 from tests.support.onnx_models import actor, node
-from tests.support.processes import descendants, is_running
-from tests.support.waiting import until
+from tests.support.processes import child, command_line, descendants, is_running
+from tests.support.waiting import until, wait_until
 
 pytestmark = pytest.mark.usefixtures("compiled_anew")
 
@@ -31,7 +34,7 @@ KEPT = ".compiled-policy.npz"
 FINDING = """
 import asyncio, sys
 from pathlib import Path
-from policy_server.formats.compiling_process import find_compiled
+from policy_server.formats.compiling_process import PROGRAM, find_compiled
 from policy_server.formats.model_files import identify_model
 from policy_server.schema import ServerSchema
 from policy_server.settings import Settings
@@ -50,6 +53,11 @@ def model(tmp_path: Path) -> Model:
 @pytest.fixture
 def uncompilable(tmp_path: Path) -> Model:
     return identify_model(V1Policy(parts=(Part("dirichlet", (3,)),)).save(tmp_path / "m"))
+
+
+def compiling() -> list[int]:
+    """Return the processes that compile for this one, which may have others below it."""
+    return [pid for pid in descendants(os.getpid()) if PROGRAM.strip() in command_line(pid)]
 
 
 async def find(
@@ -152,7 +160,7 @@ async def test_errors_come_back_as_they_were(
 
 async def test_killed_process_is_one_line(model: Model) -> None:
     asking = asyncio.create_task(find(model))
-    below = await until(lambda: descendants(os.getpid()))
+    below = await until(compiling)
     os.kill(below[0], signal.SIGKILL)
 
     with pytest.raises(NotReadyError, match="was ended by SIGKILL; start again with more memory"):
@@ -161,16 +169,43 @@ async def test_killed_process_is_one_line(model: Model) -> None:
 
 async def test_file_at_which_a_library_ends_its_process_is_refused(model: Model) -> None:
     asking = asyncio.create_task(find(model, "tensorflow"))
-    below = await until(lambda: descendants(os.getpid()))
+    below = await until(compiling)
     os.kill(below[0], signal.SIGABRT)
 
     with pytest.raises(ModelError, match="ended its process by SIGABRT, as it does at damaged"):
         await asking
 
 
+def endless_weights(folder: Path) -> Path:
+    """Write a Keras model whose weights are read for half a minute of the processor's time."""
+    folder.mkdir()
+    with zipfile.ZipFile(POLICIES / "keras_actor_softmax" / "actor.keras") as archive:
+        archive.extractall(folder)
+    with weights_in_a_ring(folder).open("ab") as weights:
+        weights.write(bytes(30_000_000))
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process is tied to another")
+@pytest.mark.parametrize("killed", ["server", "compiling process"])
+def test_process_that_reads_weights_ends_with_those_above_it(killed: str, tmp_path: Path) -> None:
+    def reading(pid: int) -> list[int]:
+        return [each for each in descendants(pid) if "weights_process" in command_line(each)]
+
+    with child(sys.executable, "-c", FINDING, endless_weights(tmp_path / "m")) as server:
+        [reader] = server.wait_until(lambda: reading(server.process.pid))
+        [parent] = set(descendants(server.process.pid)) - {reader}
+        # It reads once it has imported what it needs, and is tied then.
+        wait_until(lambda: "h5py" in Path(f"/proc/{reader}/maps").read_text())
+
+        os.kill(server.process.pid if killed == "server" else parent, signal.SIGKILL)
+
+        wait_until(lambda: not any(map(is_running, [parent, reader])), timeout_s=20.0)
+
+
 async def test_cancelling_ends_the_process(model: Model) -> None:
     asking = asyncio.create_task(find(model))
-    below = await until(lambda: descendants(os.getpid()))
+    below = await until(compiling)
     asking.cancel()
 
     with pytest.raises(asyncio.CancelledError):
@@ -182,7 +217,7 @@ async def test_process_that_takes_too_long_is_ended(model: Model) -> None:
     with pytest.raises(NotReadyError, match=r"was not compiled within 0\.2 s"):
         await find(model, start_timeout_s=0.2)
 
-    assert not descendants(os.getpid())
+    assert not compiling()
 
 
 def endless(folder: Path) -> Path:
@@ -269,7 +304,7 @@ async def test_signature_is_that_of_the_policy_whatever_computes_it(uncompilable
 
 async def test_file_at_which_a_library_ends_its_process_has_no_signature(model: Model) -> None:
     asking = asyncio.create_task(find_signature(model.folder, None, Settings()))
-    below = await until(lambda: descendants(os.getpid()))
+    below = await until(compiling)
     os.kill(below[0], signal.SIGSEGV)
 
     with pytest.raises(ModelError, match="ended its process by SIGSEGV, as it does at damaged"):
@@ -280,4 +315,4 @@ async def test_signature_that_takes_too_long_is_given_up(model: Model) -> None:
     with pytest.raises(NotReadyError, match=r"was not compiled within 0\.2 s"):
         await find_signature(model.folder, None, Settings(start_timeout_s=0.2))
 
-    assert not descendants(os.getpid())
+    assert not compiling()

@@ -8,6 +8,7 @@ import copy
 import io
 import os
 import re
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
@@ -26,12 +27,14 @@ from policy_server.sdk import (
     Sdk,
     SdkStore,
     files_of,
+    generator,
     prepare_document,
 )
 from policy_server.sdk.generator import Files, generate
 from policy_server.sdk.languages import Language
 from policy_server.sdk.openapi_document import has_memory
 from policy_server.sdk.programs import PROGRAMS
+from tests.support.audit import audited
 from tests.support.fakes import summing_backend
 from tests.support.folders import ROOT
 from tests.support.sdks import URL as SERVER
@@ -391,6 +394,24 @@ async def test_document_that_the_generator_refuses_is_an_error_in_words(
         )
 
     assert "sdk_failed" in caplog.messages
+
+
+async def test_no_file_is_touched_in_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed server may have left thousands of files, and questions are answered meanwhile."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(generator, "_command", lambda _: ["true"])
+    left = tmp_path / ".unfinished-policy-server-sdk-killed"
+    (left / "folder").mkdir(parents=True)
+    os.utime(left, (0, 0))
+
+    async with aclosing(SdkStore(tmp_path / "cache")) as store:
+        with audited() as events, pytest.raises(SdkError, match="the generator wrote no"):
+            await store.fetch(sdk())
+
+    assert not left.exists()
+    assert [event for event in events if str(tmp_path) in event] == []
 
 
 # How it is kept

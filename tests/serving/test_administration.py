@@ -165,7 +165,7 @@ class WaitingFiles(VersionFiles):
         return model
 
 
-async def test_upload_whose_client_goes_while_it_is_unpacked_leaves_nothing(tmp_path: Path) -> None:
+async def test_upload_that_is_cancelled_while_it_is_unpacked_leaves_nothing(tmp_path: Path) -> None:
     folder, files = tmp_path / "versions" / "door", WaitingFiles(Settings(home=tmp_path))
     async with administered(tmp_path, refuse_broken, files) as administration:
         deploying = asyncio.create_task(

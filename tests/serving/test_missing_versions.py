@@ -33,6 +33,17 @@ BASE = "base.zip"
 ADDRESS = "s3://policies/base.zip"
 
 
+class CountedFile(DeploymentFile):
+    """The deployments in a file, and how often they were looked at."""
+
+    looks = 0
+
+    def read(self, policy: str) -> Deployment | None:
+        """See `DeploymentFile.read`."""
+        self.looks += 1
+        return super().read(policy)
+
+
 class Process:
     """A process of a server: it finds the files at `there`, a digest at each address."""
 
@@ -46,8 +57,8 @@ class Process:
         name, model = ("", ADDRESS) if ADDRESS in there else ("v1", BASE)
         planned = [PlannedVersion(name, self.opener(DeployedVersion(name, model)), model)]
         self.slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
-        store = DeploymentFile(home, {"door": "today"})
-        self.deployer = Deployer(self.slot, self.opener, store, period_s=0.01)
+        self.store = CountedFile(home, {"door": "today"})
+        self.deployer = Deployer(self.slot, self.opener, self.store, period_s=0.01)
 
     def opener(self, version: DeployedVersion) -> PolicyOpener:
         """Return what loads a version."""
@@ -123,6 +134,48 @@ async def test_change_by_a_process_that_lacks_a_version_keeps_it(tmp_path: Path)
             assert not await second.slot.is_expected("v2", "another")
             assert not await first.slot.is_expected("v2", "second")
     assert kept(tmp_path).names == {"v1", "v2", "v3"}
+
+
+def fail_the_disk(home: Path) -> None:
+    """Have each read of the deployments fail with EIO."""
+    (home / "versions.json").unlink()
+    (home / "versions.json").symlink_to("/proc/self/mem")
+
+
+async def test_what_was_read_last_decides_where_the_disk_fails(tmp_path: Path) -> None:
+    async with running(tmp_path, {"a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 50.0))
+        async with running(tmp_path, {}, is_following=False) as second:
+            fail_the_disk(tmp_path)
+
+            assert await second.slot.is_expected("v2", "second")
+            assert not await second.slot.is_expected("v2", "another")
+            assert not await first.slot.is_expected("v3", "third")
+
+
+async def test_why_deployments_are_not_followed_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> list[str]:
+        lines = [item for item in caplog.records if item.msg == "deployment_not_followed"]
+        return [vars(item)["reason"] for item in lines]
+
+    async with running(tmp_path, {"a": "second"}) as process:
+        deployed = await process.deployer.deploy(DeployedVersion("v2", "a", 50.0))
+        fail_the_disk(tmp_path)
+        await until(told)
+        looks = process.store.looks
+        await until(lambda: process.store.looks > looks + 5)
+        once = told()
+        (tmp_path / "versions.json").unlink()
+        DeploymentFile(tmp_path, {"door": "today"}).write("door", deployed)
+        looks = process.store.looks
+        await until(lambda: process.store.looks > looks + 5)
+        fail_the_disk(tmp_path)
+        await until(lambda: told() != once)
+
+    assert len(once) == 1
+    assert "versions.json: can't be read: Input/output error" in once[0]
 
 
 async def test_candidate_of_a_process_that_could_load_nothing_is_no_more_than_one(

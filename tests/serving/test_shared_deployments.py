@@ -256,7 +256,8 @@ async def test_name_that_was_given_to_other_files_is_loaded_anew(
     while late.slot.choose("episode").label != "v2":
         late.slot.end_episode("episode")
     await first.deployer.undeploy("v2")
-    await until(lambda: "v2" not in first.slot.versions)
+    # Its files go after it is unloaded, and its name is free then.
+    await until(lambda: "v2" not in first.deployer.draining)
     await first.deployer.deploy(first.upload("v2", "other", "third"))
 
     late.following = asyncio.create_task(late.deployer.run())

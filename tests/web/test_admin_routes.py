@@ -17,7 +17,9 @@ import httpx
 import pytest
 
 from policy_server import create_app
+from tests.support.connections import Server
 from tests.support.library_policies import POLICIES
+from tests.support.waiting import until
 from tests.support.web import assert_invalid
 
 KEY, ADMIN = "1234567asdfgh", "admin-secret"
@@ -88,6 +90,32 @@ def bundle(**files: bytes) -> bytes:
         for name, content in files.items():
             archive.writestr(name.replace("__", "."), content)
     return buffer.getvalue()
+
+
+@pytest.mark.parametrize("is_upload", [True, False], ids=["upload", "address"])
+async def test_deploy_that_has_come_whole_is_carried_out_though_its_client_has_gone(
+    home: Path, caplog: pytest.LogCaptureFixture, *, is_upload: bool
+) -> None:
+    caplog.set_level("INFO", "policy_server")
+    body = ZIP.read_bytes() if is_upload else json.dumps({"model": str(ZIP)}).encode()
+    kind = "application/zip" if is_upload else "application/json"
+    head = (
+        f"POST {VERSIONS} HTTP/1.1\r\naccess-token: {ADMIN}\r\ncontent-type: {kind}\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    app = create_app(home, admin_key=ADMIN)
+    async with app.lifespan():
+        caplog.clear()
+        server = Server(app)
+        protocol, transport = server.connect()
+        protocol.data_received(head.encode() + body)
+        await until(lambda: "compiling_policy" in caplog.messages, timeout_s=60)
+        protocol.connection_lost(None)
+        await until(lambda: not server.state.tasks, timeout_s=120)
+
+    deployed = json.loads((home / "versions.json").read_text())["default"]["deployment"]
+    assert deployed["live"] == "v2"
+    assert transport.written == b""
 
 
 async def test_deployed_version_is_live_and_survives_a_restart(home: Path) -> None:

@@ -53,7 +53,7 @@ from policy_server.backends.ray.membership import (
     SoleOwner,
 )
 from policy_server.backends.ray.own_ray import RAY_METRICS
-from policy_server.backends.ray.ray_calls import ENDED, RayCalls, call_ray
+from policy_server.backends.ray.ray_calls import END_TIMEOUT_S, ENDED, RayCalls, call_ray
 from policy_server.backends.ray.shared_ray import SharedRay
 from policy_server.backends.ray.stand_ins import stand_ins
 from policy_server.backends.replica_counts import ReplicaCounts
@@ -264,7 +264,9 @@ class RayCluster:
         self._uses.clear()
         for name in list(self._applications):
             await self._abandon(name, is_retired=False)
-        async with kept_signal_handlers(), self._ray_calls.held():
+        # A call that was waited for already, and waits for the ledger, is not waited for again.
+        end_timeout_s = END_TIMEOUT_S if self._can_leave else _LATER_TIMEOUT_S
+        async with kept_signal_handlers(), self._ray_calls.held(end_timeout_s=end_timeout_s):
             await self._membership.leave()
 
     async def _end(self, backend: RayBackend, *, is_retired: bool) -> None:
@@ -285,16 +287,25 @@ class RayCluster:
             return
         leaving = asyncio.create_task(self._leave(name, is_retired=is_retired))
         dying = asyncio.create_task(self._has_died.wait())
+        timeout_s = _LEAVE_TIMEOUT_S if self._can_leave else _LATER_TIMEOUT_S
         try:
-            async with asyncio.timeout(_LEAVE_TIMEOUT_S if self._can_leave else _LATER_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 await asyncio.wait([leaving, dying], return_when=asyncio.FIRST_COMPLETED)
             self._can_leave = True
             if leaving.done():
                 await leaving
+        except TimeoutError:
+            self._can_leave = False
+            reason = (
+                f"not within {timeout_s:g} s: another process holds the ledger, or Ray does not "
+                "answer"
+            )
+            logger.warning("application_not_left", extra={"application": name, "reason": reason})
         except (NotReadyError, RayError, RayServeException, OSError) as error:
-            # It has died meanwhile, or takes too long.
-            self._can_leave = not isinstance(error, TimeoutError)
-            logger.warning("application_not_left", extra={"reason": repr(error)[:300]})
+            # It has died meanwhile.
+            self._can_leave = True
+            reason = reason_of(error)
+            logger.warning("application_not_left", extra={"application": name, "reason": reason})
         finally:
             leaving.cancel()
             dying.cancel()

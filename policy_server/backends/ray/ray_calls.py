@@ -16,13 +16,14 @@ from typing import Any
 
 from policy_server.errors import NotReadyError
 
-__all__ = ["ENDED", "CallRay", "RayCalls", "call_ray"]
+__all__ = ["ENDED", "END_TIMEOUT_S", "CallRay", "RayCalls", "call_ray"]
 
 CallRay = Callable[..., Awaitable[Any]]
 
 ENDED = "ray: ended meanwhile, and is started again; try again in a few seconds"
 # Calls that don't wait for Ray take some milliseconds; those that wait for a dead one never end.
-_END_TIMEOUT_S = 2.0
+END_TIMEOUT_S = 2.0
+"""How long the calls that are under way are waited for before a change of the Ray, in seconds."""
 _POLL_S = 0.01
 
 
@@ -54,13 +55,8 @@ def _broken_off_as_not_ready() -> Iterator[None]:
 class RayCalls:
     """The calls of Ray that this process makes in threads."""
 
-    def __init__(self, *, end_timeout_s: float = _END_TIMEOUT_S) -> None:
-        """Own nothing but the count of the calls that are under way.
-
-        Args:
-            end_timeout_s: how long `held` waits for the calls that are under way, in seconds.
-        """
-        self._end_timeout_s = end_timeout_s
+    def __init__(self) -> None:
+        """Own nothing but the count of the calls that are under way."""
         self._lock = threading.Lock()
         self._is_held = False
         self._under_way = 0
@@ -104,14 +100,17 @@ class RayCalls:
             self._end_one()
 
     @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
+    async def held(self, *, end_timeout_s: float = END_TIMEOUT_S) -> AsyncIterator[None]:
         """Refuse new calls while the block runs, which begins when those under way have ended.
 
         It does not wait long: calls that wait for a dead Ray end when this process disconnects.
+
+        Args:
+            end_timeout_s: the longest wait, in seconds.
         """
         self._is_held = True
         try:
-            deadline = asyncio.get_running_loop().time() + self._end_timeout_s
+            deadline = asyncio.get_running_loop().time() + end_timeout_s
             while self._under_way and asyncio.get_running_loop().time() < deadline:
                 await asyncio.sleep(_POLL_S)
             yield

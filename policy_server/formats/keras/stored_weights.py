@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from policy_server.errors import ModelError, NotReadyError
 from policy_server.formats.keras import weights_process
 from policy_server.installation import require
+from policy_server.tied_processes import environment_of_child
 
 __all__ = ["WEIGHTS_FILE", "Weights", "read_weights"]
 
@@ -85,9 +86,13 @@ def read_weights(path: Path) -> Weights:
     seconds = min(_LEAST_SECONDS + size // 1_000_000 * _SECONDS_PER_MB, _MOST_SECONDS)
     try:
         process = subprocess.Popen(  # noqa: S603 -- this package's own file, by this Python
-            [sys.executable, "-P", weights_process.__file__, path, str(seconds)],
+            [
+                *(sys.executable, "-P", weights_process.__file__),
+                *(str(os.getpid()), path, str(seconds)),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            env=environment_of_child(),
         )
     except OSError as error:
         raise NotReadyError(

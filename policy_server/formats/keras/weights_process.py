@@ -1,7 +1,8 @@
 """The program that reads an HDF5 file of weights with h5py, and writes its arrays to a pipe.
 
 In some damaged files HDF5's C library goes round for ever, in others it ends its process: that must
-not be the server. `stored_weights` runs this file, which imports only h5py, for a short start.
+not be the server. `stored_weights` runs this file, which imports little beside h5py: its start is
+short.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from policy_server.tied_processes import end_with
 
 __all__ = ["NO_MEMORY", "write_weights"]
 
@@ -95,8 +98,10 @@ def _array(name: str, found: Any) -> NDArray[Any]:  # noqa: ANN401 -- h5py is un
 
 
 def _main() -> None:
-    """Read the file and the seconds of the processor's time from the command line, and answer."""
-    path, seconds = sys.argv[1:]
+    """Read the file that the command line names, for so many seconds of the processor's time."""
+    parent, path, seconds = sys.argv[1:]
+    # Its signal ends it within the C library too.
+    end_with(int(parent))
     # Its signal ends the process within the C library too. Of the processor's time, since a busy
     # machine or a slow disk is no fault of the file's.
     signal.setitimer(signal.ITIMER_PROF, float(seconds))

@@ -45,7 +45,7 @@ async def test_exit_that_ray_raises_is_an_error_and_ends_no_event_loop() -> None
 async def test_call_for_which_no_thread_begins_is_none_under_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls = RayCalls(end_timeout_s=600.0)
+    calls = RayCalls()
 
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -56,17 +56,17 @@ async def test_call_for_which_no_thread_begins_is_none_under_way(
             await calls.call(int, "7")
 
     # Where it counted, this would wait for ten minutes.
-    async with asyncio.timeout(60), calls.held():
+    async with asyncio.timeout(60), calls.held(end_timeout_s=600.0):
         pass
 
 
 async def test_change_of_ray_waits_for_the_calls_under_way(released: threading.Event) -> None:
-    calls = RayCalls(end_timeout_s=60.0)
+    calls = RayCalls()
     waiting = asyncio.create_task(calls.call(released.wait))
     is_held = asyncio.Event()
 
     async def change() -> bool:
-        async with calls.held():
+        async with calls.held(end_timeout_s=60.0):
             is_held.set()
             return waiting.done()
 
@@ -82,11 +82,11 @@ async def test_change_of_ray_waits_for_the_calls_under_way(released: threading.E
 
 
 async def test_change_of_ray_waits_for_no_call_for_ever(released: threading.Event) -> None:
-    calls = RayCalls(end_timeout_s=0.05)
+    calls = RayCalls()
     waiting = asyncio.create_task(calls.call(released.wait))
     await asyncio.sleep(0)
 
-    async with calls.held():
+    async with calls.held(end_timeout_s=0.05):
         was_done = waiting.done()
     released.set()
 
@@ -105,7 +105,7 @@ async def test_calls_are_refused_during_a_change_of_ray_and_made_after_it() -> N
 
 
 async def test_call_that_nobody_awaits_any_more_still_counts(released: threading.Event) -> None:
-    calls = RayCalls(end_timeout_s=60.0)
+    calls = RayCalls()
     began = threading.Event()
 
     def wait() -> None:
@@ -118,7 +118,7 @@ async def test_call_that_nobody_awaits_any_more_still_counts(released: threading
     await asyncio.gather(waiting, return_exceptions=True)
     threading.Timer(0.1, released.set).start()
 
-    async with calls.held():
+    async with calls.held(end_timeout_s=60.0):
         assert released.is_set()
 
 

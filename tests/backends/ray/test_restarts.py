@@ -177,6 +177,32 @@ async def test_stop_has_one_bound_for_a_ledger_that_another_process_holds(
             await cluster.aclose()
 
 
+async def test_stop_waits_once_for_a_ledger_that_another_process_holds_and_tells_why(
+    ledger: KeptLedger,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    held = FolderLedger(tmp_path / "ledger", ledger.running.discard)
+    monkeypatch.setattr(cluster_module, "_ledger", lambda _: held)
+    cluster = RayCluster(SETTINGS, MortalRay())
+    await cluster.deploy(version_named("v1"))
+    # The first wait takes all of its time, and a second one would take longer than the test.
+    monkeypatch.setattr(cluster_module, "_LEAVE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(cluster_module, "END_TIMEOUT_S", 60.0)
+
+    lock, log = tmp_path / "ledger" / "lock", tmp_path / "log"
+    with child(sys.executable, "-c", HOLD, lock, log=log) as holder:
+        await until(lambda: "held" in holder.output())
+        async with asyncio.timeout(25):
+            await cluster.aclose()
+
+    [told] = [record for record in caplog.records if record.msg == "application_not_left"]
+    assert vars(told)["reason"] == (
+        "not within 0.5 s: another process holds the ledger, or Ray does not answer"
+    )
+
+
 async def test_versions_are_left_though_their_handles_do_not_end(
     ledger: KeptLedger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

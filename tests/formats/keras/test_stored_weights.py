@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from policy_server.errors import ModelError, NotReadyError
 from policy_server.formats.keras import stored_weights
 from policy_server.formats.keras.stored_weights import read_weights
-from tests.support.library_policies import POLICIES
+from tests.support.keras_weights import weights_in_a_ring
 
 Untyped = Any  # h5py has no types
 PLACE = "layers/dense/vars"
@@ -107,21 +106,11 @@ def test_damaged_file_is_one_line(content: bytes, tmp_path: Path) -> None:
         read_weights(path)
 
 
-def in_a_ring(folder: Path) -> Path:
-    """Write the weights of a policy with two bytes changed, in which the C library never ends."""
-    with zipfile.ZipFile(POLICIES / "keras_actor_softmax" / "actor.keras") as archive:
-        content = bytearray(archive.read("model.weights.h5"))
-    content[2021], content[2024] = 96, 0
-    path = folder / "model.weights.h5"
-    path.write_bytes(content)
-    return path
-
-
 def in_deep_groups(folder: Path) -> Path:
     return written(folder, lambda file: file.create_group("/".join("a" * 3000)))
 
 
-@pytest.mark.parametrize("damage", [in_a_ring, in_deep_groups])
+@pytest.mark.parametrize("damage", [weights_in_a_ring, in_deep_groups])
 def test_file_that_is_never_read_to_its_end_is_refused(
     damage: Untyped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

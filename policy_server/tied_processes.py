@@ -1,0 +1,42 @@
+"""Child processes of Python that end with the process that started them, however that one ends.
+
+A process that is killed ends none of its own: one that compiles or reads a damaged file for minutes
+would go on for nobody.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+__all__ = ["end_with", "environment_of_child"]
+
+# Of prctl(2).
+_SET_PARENT_DEATH_SIGNAL = 1
+_ROOT = Path(__file__).parents[1]
+
+
+def environment_of_child() -> dict[str, str]:
+    """Return the variables of a child that calls `end_with`: it finds this package anywhere."""
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def end_with(parent: int) -> None:
+    """Have Linux kill this process when its parent ends, and a program that takes its place too.
+
+    Other systems have nothing like it. Linux takes the end of the thread that started this process
+    for the parent's; that thread has to wait for it, or be one that lasts as long as the parent.
+
+    Args:
+        parent: the id of the process that started this one, by its own `os.getpid()`.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        # It had ended before.
+        os.kill(os.getpid(), signal.SIGKILL)
