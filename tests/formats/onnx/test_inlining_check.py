@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,17 @@ from tests.support.onnx_models import files_in, node, tensor, weights, write_mod
 DISCRETE = parse_schema("parameters: {discrete: True}")
 
 
-def with_function(folder: Path, *nodes: Any, after: Any = None) -> OnnxModel:  # noqa: ANN401 -- onnx is untyped
+def with_function(
+    folder: Path,
+    *nodes: Any,  # noqa: ANN401 -- onnx is untyped
+    after: Any = None,  # noqa: ANN401 -- onnx is untyped
+    output: str = "logits",
+) -> OnnxModel:
     """Write a policy whose logits, or what comes before its last node, a function computes."""
     folder.mkdir(exist_ok=True)
     opsets = [helper.make_opsetid("", 17)]
     function = helper.make_function("own", "f", ["x"], ["y"], list(nodes), opsets)
-    result = "logits" if after is None else after.input[0]
+    result = output if after is None else after.input[0]
     write_model(
         folder,
         [
@@ -36,7 +42,7 @@ def with_function(folder: Path, *nodes: Any, after: Any = None) -> OnnxModel:  #
             *([] if after is None else [after]),
         ],
         [tensor("obs", ["batch", 4])],
-        [_output("logits" if after is None else after.output[0])],
+        [_output(output if after is None else after.output[0])],
         {"w": weights(4, 3)},
         functions=[function],
     )
@@ -94,6 +100,35 @@ def test_random_numbers_are_not_compared(tmp_path: Path) -> None:
     model = with_function(tmp_path, leaky(0.4), after=draw)
 
     check(model)
+
+
+def test_draw_within_a_function_is_not_compared(tmp_path: Path) -> None:
+    draw = node("Multinomial", ["h"], ["y"], sample_size=1, dtype=7)
+    leaky_relu = node("LeakyRelu", ["x"], ["h"], alpha=0.4)
+    model = with_function(tmp_path, leaky_relu, draw, output="action")
+
+    check(model)
+
+
+def test_text_beside_the_logits_is_not_compared(tmp_path: Path) -> None:
+    with_function(tmp_path, leaky(0.4))
+    path = tmp_path / "policy.onnx"
+    model = onnx.load(path)
+    model.graph.node.append(node("Constant", [], ["version"], value_string="1.0"))
+    model.graph.output.append(helper.make_tensor_value_info("version", onnx.TensorProto.STRING, []))
+    path.write_bytes(model.SerializeToString())
+
+    check(read_model(files_in(tmp_path)))
+
+
+def test_without_onnxruntime_nothing_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_function(tmp_path / "first", leaky(0.4))
+    other = with_function(tmp_path / "other", leaky(0.01))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+
+    check(replace(model, original=other.original))
 
 
 def test_numbers_of_a_function_that_lie_beside_the_file_are_read(tmp_path: Path) -> None:
