@@ -40,6 +40,7 @@ from policy_server.web.request_timing import (
     sensible_stamp,
     stamp_lines,
 )
+from policy_server.web.request_turns import RequestTurns
 from policy_server.web.route_table import Access, AnswerRoute, Route, RouteTable
 
 __all__ = ["Gate", "RequestIds"]
@@ -125,10 +126,12 @@ class Gate:
         self.request_ids = RequestIds()
         self.request_log = request_log or RequestLog()
         self._cross_origin = cross_origin
+        self._turns = RequestTurns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
         started = time.perf_counter()
+        await self._turns.begin(started)
         headers = read_headers(scope["headers"])
         request_id = given_id(headers) or self.request_ids.next()
         path = self._normalise(scope)
@@ -334,7 +337,8 @@ class Gate:
         """Count a request that was let in, and let its route count the observations in it."""
         asked = scope["state"]
         begin = functools.partial(self.begin, route, asked["key"], asked["client"])
-        share = NO_SHARE if route.access == "open" else begin()
+        # A load balancer takes a server that answers its probes by 429 for a broken one.
+        share = NO_SHARE if route.is_health else begin()
         asked["charge"] = share.charge
         if scope["type"] == "websocket":
             asked["admission"] = FrameAdmission(

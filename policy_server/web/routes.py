@@ -1,4 +1,4 @@
-"""FastAPI's routes: those of the policies, made from the table, and those of the server itself."""
+"""FastAPI's routes of the policies, made from the table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BeforeValidator, Field
 
 from policy_server.client_limits import client_name
-from policy_server.errors import NotReadyError, ObservationError
+from policy_server.errors import ObservationError
 from policy_server.observations import problem
 from policy_server.policy import LARGEST_SEED, AnswerKind
 from policy_server.schema import public_schema
 from policy_server.serving import (
     NOTHING_STATED,
-    PolicyRegistry,
     PolicySlot,
     PolicyVersion,
     StatedStep,
@@ -34,7 +33,7 @@ from policy_server.web.policy_list import listed_actions
 from policy_server.web.query import QueryCheckedRoute, in_digits
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
 
-__all__ = ["ROUTE_TEXTS", "Seed", "policy_routes", "server_routes"]
+__all__ = ["ROUTE_TEXTS", "Seed", "policy_routes"]
 
 _QUALITY = re.compile(r";\s*q=([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", re.IGNORECASE)
 Seed = Annotated[
@@ -273,41 +272,3 @@ def _schema_endpoint(slot: PolicySlot) -> Callable[[], Awaitable[dict[str, Any]]
         return document
 
     return schema
-
-
-def server_routes(registry: PolicyRegistry) -> APIRouter:
-    """Return the health routes.
-
-    Args:
-        registry: the policies, all of which have to be ready.
-    """
-    router = APIRouter(tags=["Health"])
-
-    @router.get("/", operation_id="root", summary="Say that the server runs")
-    async def root() -> str:
-        return "ok"
-
-    @router.get("/livez", operation_id="livez", summary="Say that the process is alive")
-    async def alive() -> str:
-        if (name := registry.lost()) is not None:
-            raise NotReadyError(
-                f"each thread of the policy {name!r} hangs, for more than a minute by now; start "
-                "the server anew"
-            )
-        return "ok"
-
-    @router.get(
-        "/readyz", operation_id="readyz", summary="Say whether an observation would be answered now"
-    )
-    async def ready() -> str:
-        if registry.is_ending:
-            raise NotReadyError("the server is ending; ask another one")
-        if not await registry.is_ready():
-            raise NotReadyError("the policy is not ready; try again in a few seconds")
-        # The route asks for no key, and the reasons name paths and addresses.
-        return "; ".join(["ok", *(f"{name} is not served" for name in registry.failures)])
-
-    # Load balancers ask so.
-    for path, answer in (("/", root), ("/livez", alive), ("/readyz", ready)):
-        router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
-    return router

@@ -1,0 +1,34 @@
+"""Long answers, sent part by part as fast as the client reads.
+
+Of an answer that is sent whole, all bytes wait in the connection while its client reads nothing,
+and nobody knows of them: the request is answered. A request whose answer is sent in parts is being
+answered until its client has read nearly all of it, for the limits of clients too.
+"""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+__all__ = ["PART_BYTES", "PartedResponse"]
+
+PART_BYTES = 65_536
+"""The length of a part: as much as a connection takes before it waits for its client."""
+
+
+class PartedResponse(Response):
+    """An answer that is sent in parts where it is long; the server waits before each."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer."""
+        size = len(self.body)
+        if size <= PART_BYTES:
+            await super().__call__(scope, receive, send)
+            return
+        start = {"type": "http.response.start", "status": self.status_code}
+        await send({**start, "headers": self.raw_headers})
+        for begin in range(0, size, PART_BYTES):
+            part = self.body[begin : begin + PART_BYTES]
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        # It is sent once the last part has left, but for what a connection always takes.
+        await send({"type": "http.response.body", "body": b""})
