@@ -52,12 +52,15 @@ from policy_server.web.stream import Streams, stream_hints
 from policy_server.web.team_answering import TeamAnswering
 from policy_server.web.team_routes import team_routes
 from policy_server.web.team_session_answering import TeamSessionAnswering
+from policy_server.web.unread_answers import UnreadAnswers
 
 __all__ = ["Application", "create_app"]
 
 logger = logging.getLogger(__name__)
 
 _TITLE = "Policy Server"
+# The bytes of answers to batches that may wait to be read: as many as of so many largest bodies.
+_UNREAD_BATCHES = 4
 
 
 # FastAPI asks of each type whether it is of pydantic 1, and brings that along.
@@ -161,10 +164,11 @@ def create_app(
         access_key=api_key,
         most_bytes=settings.max_header_bytes,
     )
+    unread = UnreadAnswers(_UNREAD_BATCHES * settings.max_batch_body_bytes)
     routers = [
         health_routes(checks),
         policy_list_routes(registry),
-        policy_routes(table, policies, settings, tokens),
+        policy_routes(table, policies, settings, tokens, unread),
         session_routes(table, sessions),
     ]
     if team is not None and team_sessions is not None:

@@ -29,9 +29,11 @@ from policy_server.web.gone_clients import (
     given_up_without_client,
 )
 from policy_server.web.media_types import JSON, NPY, is_npy, media_type
+from policy_server.web.parts import PartedResponse
 from policy_server.web.policy_list import listed_actions
 from policy_server.web.query import QueryCheckedRoute, in_digits
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
+from policy_server.web.unread_answers import UnreadAnswers
 
 __all__ = ["ROUTE_TEXTS", "Seed", "policy_routes"]
 
@@ -104,6 +106,7 @@ def policy_routes(
     policies: Mapping[str, PolicyAnswering],
     settings: Settings,
     tokens: StateTokens,
+    unread: UnreadAnswers,
 ) -> APIRouter:
     """Return the routes that answer observations, and each policy's `/schema`.
 
@@ -112,16 +115,19 @@ def policy_routes(
         policies: answer observations, by the policies' names.
         settings: limits of batches.
         tokens: carry the memory of episodes.
+        unread: the answers to batches that wait to be read.
     """
     router = APIRouter(route_class=QueryCheckedRoute)
-    batches = {name: BatchAnswering(policy.slot, settings) for name, policy in policies.items()}
+    batches = {
+        name: BatchAnswering(policy.slot, settings, unread) for name, policy in policies.items()
+    }
     for route in table.answering("single", "batch"):
         is_batch = route.transport == "batch"
         summary, text = (BATCH_TEXTS if is_batch else ROUTE_TEXTS)[route.kind]
         flat = " of flat observations" if is_batch else " for a flat observation"
         router.add_api_route(
             route.path,
-            _batch_endpoint(batches[route.policy], route)
+            _batch_endpoint(batches[route.policy], route, unread)
             if is_batch
             else _endpoint(policies[route.policy], route, tokens),
             methods=["POST"],
@@ -188,7 +194,7 @@ def _endpoint(
 
 
 def _batch_endpoint(
-    answering: BatchAnswering, route: AnswerRoute
+    answering: BatchAnswering, route: AnswerRoute, unread: UnreadAnswers
 ) -> Callable[..., Awaitable[Response]]:
     async def answer(
         request: Request, seed: int | None, *, has_log_probability: bool = False
@@ -215,7 +221,9 @@ def _batch_endpoint(
         async with body_given_up_without_client(request.receive) as parts:
             body, version = await answering.answer(batch, parts)
         media_type = NPY if batch.wants_npy else JSON
-        return _named(Response(body, media_type=media_type), version)
+        while_sent = unread.held(batch.client, len(body))
+        answer = PartedResponse(body, media_type=media_type, while_sent=while_sent)
+        return _named(answer, version)
 
     async def draw(
         request: Request, seed: BatchSeed = None, *, log_probability: LogProbability = False
