@@ -19,6 +19,7 @@ from policy_server.web.answering import PolicyAnswering
 from policy_server.web.gone_clients import given_up_without_client
 from policy_server.web.health import HealthCheck
 from policy_server.web.media_types import is_npy
+from policy_server.web.parts import send_body
 from policy_server.web.problems import error_response
 from policy_server.web.route_table import AnswerRoute, RouteTable
 from policy_server.web.team_answering import StepRequest, TeamAnswering
@@ -84,7 +85,7 @@ class FastPath:
             *own,
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": text})
+        await send_body(send, text)
 
     def _answer_to(self, scope: Scope, receive: Receive) -> Awaitable[OwnAnswer] | None:
         """Return the answer to a request; None where it is the application's."""

@@ -13,10 +13,10 @@ from contextlib import AbstractContextManager, nullcontext
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-__all__ = ["PART_BYTES", "PartedResponse"]
+__all__ = ["PartedResponse", "send_body"]
 
-PART_BYTES = 65_536
-"""The length of a part: as much as a connection takes before it waits for its client."""
+# As much as a connection takes before it waits for its client.
+_PART_BYTES = 65_536
 
 
 class PartedResponse(Response):
@@ -41,19 +41,26 @@ class PartedResponse(Response):
         super().__init__(content, headers=headers, media_type=media_type)
         self._while_sent = while_sent or nullcontext()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- ASGI's
         """Answer."""
-        with self._while_sent:
-            if len(self.body) <= PART_BYTES:
-                await super().__call__(scope, receive, send)
-            else:
-                await self._send_parts(send)
-
-    async def _send_parts(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code}
-        await send({**start, "headers": self.raw_headers})
-        for begin in range(0, len(self.body), PART_BYTES):
-            part = self.body[begin : begin + PART_BYTES]
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        # It is sent once the last part has left, but for what a connection always takes.
-        await send({"type": "http.response.body", "body": b""})
+        with self._while_sent:
+            await send({**start, "headers": self.raw_headers})
+            await send_body(send, bytes(self.body))
+
+
+async def send_body(send: Send, body: bytes) -> None:
+    """Send the body of an answer that has begun; in parts where it is long.
+
+    Args:
+        send: the request's.
+        body: all of it.
+    """
+    if len(body) <= _PART_BYTES:
+        await send({"type": "http.response.body", "body": body})
+        return
+    for begin in range(0, len(body), _PART_BYTES):
+        part = body[begin : begin + _PART_BYTES]
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    # It is sent once the last part has left, but for what a connection always takes.
+    await send({"type": "http.response.body", "body": b""})

@@ -177,7 +177,7 @@ def _endpoint(
                 stated=NOTHING_STATED if memory is None else StatedStep.of(request.headers),
                 deadline=asked.deadline,
             )
-        response = Response(found.text, media_type=JSON)
+        response = PartedResponse(found.text, media_type=JSON)
         if memory is None:
             return _named(response, found.version)
         token = tokens.token_of(memory).encode()

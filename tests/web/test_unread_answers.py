@@ -14,6 +14,7 @@ from policy_server.http_server.limited_protocol import LimitedHttpProtocol
 from policy_server.metrics import Metrics
 from policy_server.web.unread_answers import UnreadAnswers
 from tests.support.connections import Answer, Server, Transport, answers_in
+from tests.support.fakes import integer_backend
 from tests.support.waiting import turns, until
 from tests.support.web import OBSERVATION, build, running
 
@@ -100,6 +101,29 @@ async def test_request_is_in_flight_until_its_client_reads_the_answer(
     assert [answer.status for answer in (beside, other, after)] == [429, 200, 200]
     if end == "read":
         assert answers_in(transport.written)[0].body == after.body
+
+
+@pytest.mark.parametrize("query", ["", "?a=1"], ids=["fast-path", "FastAPI"])
+async def test_long_answer_to_one_observation_is_in_flight_until_it_is_read(query: str) -> None:
+    """It has the probabilities of 9,000 choices."""
+    long = request_of("plant", f"/distribution_raw{query}", b'{"obs": [0, 1]}')
+    app = build(
+        integer_backend(tuple(choice % 7 / 10 for choice in range(9_000))),
+        keys=ring(),
+        max_key_in_flight=1,
+    )
+    async with running(app):
+        server = Server(app)
+        protocol, transport = await unread(server, long)
+        beside = await asked(server, long)
+        transport.unread_by = None
+        protocol.resume_writing()
+        await until(lambda: not server.state.tasks)
+        after = await asked(server, long)
+
+    assert (beside.status, after.status) == (429, 200), after.body[:200]
+    assert answers_in(transport.written)[0].body == after.body
+    assert len(after.body) > 65_536
 
 
 async def test_answers_of_a_connection_are_in_flight_until_each_is_read() -> None:
