@@ -2,9 +2,9 @@
 
 A request that ASGI answers keeps the event loop for hundreds of microseconds, and clients that send
 many without waiting for answers keep some hundred in front of everybody else. So requests begin for
-some milliseconds in a turn of the event loop; those that have come besides wait in their order, and
-the sockets are looked at before the next of them begin. A connection has one request here at a
-time, so that each has its turn, however many it has sent.
+a millisecond in a turn of the event loop; those that have come besides wait in their order, and the
+sockets are looked at before the next of them begin. A connection has one request here at a time, so
+that each has its turn, however many it has sent.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class RequestTurns:
         self._waiting: deque[asyncio.Future[None]] = deque()
         # Since when requests begin in this turn; None where none has.
         self._began: float | None = None
+        # The one that the above is of: a host's tests may have one for each request.
+        self._loop: asyncio.AbstractEventLoop | None = None
         # How many of the waiting begin in a turn: fewer after one that took long.
         self._at_once = 1
 
@@ -47,6 +49,9 @@ class RequestTurns:
             now: the time by the clock.
         """
         loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._began = loop, None
+            self._waiting.clear()
         if self._began is None:
             self._began = now
             loop.call_soon(self._next_turn)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from policy_server.web.request_turns import RequestTurns
 from tests.support.connections import Server, answers_in
 from tests.support.waiting import turns as loop_turns
@@ -87,6 +89,27 @@ async def test_requests_begin_in_their_order_and_those_given_up_not_at_all() -> 
 
     assert began == [0, 1, 3, 4, 5]
     assert len(turns) == 0
+
+
+def test_event_loop_that_ended_within_a_turn_keeps_nobody_waiting() -> None:
+    turns = RequestTurns(clock=Clock())
+    ended = asyncio.new_event_loop()
+    first = turns.begin(0.0)
+
+    def begin_and_end() -> None:
+        with pytest.raises(StopIteration):
+            first.send(None)
+        ended.stop()
+
+    ended.call_soon(begin_and_end)
+    ended.run_forever()
+    ended.close()
+
+    async def second() -> None:
+        async with asyncio.timeout(10):
+            await turns.begin(1.0)
+
+    asyncio.run(second())
 
 
 async def test_requests_of_many_connections_are_not_answered_in_one_turn() -> None:
