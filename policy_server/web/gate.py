@@ -131,7 +131,6 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
         started = time.perf_counter()
-        await self._turns.begin(started)
         headers = read_headers(scope["headers"])
         request_id = given_id(headers) or self.request_ids.next()
         path = self._normalise(scope)
@@ -196,6 +195,7 @@ class Gate:
             limited = self._limited(route, scope, headers, receive)
         except Exception as error:
             share.end()
+            await self._turns.begin(started)
             await send_error(error, scope, receive, send_with_id)
             return
         try:
@@ -204,11 +204,20 @@ class Gate:
                 share.end()
                 await self._streams(scope, receive, send_with_id)
             else:
+                await self._wait_for_turn(route, started)
                 await self._app(scope, limited, send_with_id)
         except ClientDisconnect:
             logger.info("client_disconnected", extra={"request_id": request_id})
         finally:
             share.end()
+
+    async def _wait_for_turn(self, route: Route, started: float) -> None:
+        """Let a request begin in its turn, unless the policies' schedulers know of it.
+
+        Those gather the observations that come at once into one call.
+        """
+        if not isinstance(route, AnswerRoute):
+            await self._turns.begin(started)
 
     def begin(self, route: Route, key: str | None, address: str | None) -> Share:
         """Count a request, or a frame, of a client; see `ClientLimits.begin`.

@@ -4,7 +4,8 @@ A request that ASGI answers keeps the event loop for hundreds of microseconds, a
 many without waiting for answers keep some hundred in front of everybody else. So requests begin for
 a millisecond in a turn of the event loop; those that have come besides wait in their order, and the
 sockets are looked at before the next of them begin. A connection has one request here at a time, so
-that each has its turn, however many it has sent.
+that each has its turn, however many it has sent. Observations that were let in do not wait here:
+the policies' schedulers gather those that come at once.
 """
 
 from __future__ import annotations

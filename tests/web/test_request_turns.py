@@ -112,14 +112,20 @@ def test_event_loop_that_ended_within_a_turn_keeps_nobody_waiting() -> None:
     asyncio.run(second())
 
 
-async def test_requests_of_many_connections_are_not_answered_in_one_turn() -> None:
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [("GET /openapi.json", 200), ("GET /livez", 200), ("POST /predict", 401), ("GET /none", 401)],
+)
+async def test_requests_of_many_connections_are_not_answered_in_one_turn(
+    request_line: str, status: int
+) -> None:
     """They take some ten milliseconds in all, and a turn of the event loop one."""
     app = build()
     async with running(app):
         server = Server(app)
         opened = [server.connect() for _ in range(400)]
         for protocol, _ in opened:
-            protocol.data_received(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n")
+            protocol.data_received(f"{request_line} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
 
         def answered() -> int:
             return sum(bool(transport.written) for _, transport in opened)
@@ -130,4 +136,4 @@ async def test_requests_of_many_connections_are_not_answered_in_one_turn() -> No
             counts.append(answered())
 
         assert len({*counts}) > 4
-        assert {answers_in(transport.written)[0].status for _, transport in opened} == {200}
+        assert {answers_in(transport.written)[0].status for _, transport in opened} == {status}
