@@ -62,7 +62,7 @@ class ClientLimit:
 
 
 class Share:
-    """The part of its client's limits that a request takes, until it is answered."""
+    """The part of its client's limits that a request takes, until its answer is sent."""
 
     __slots__ = ("_accounts",)
 
@@ -202,7 +202,7 @@ class ClientLimits:
             address: the client's; None where it is not known, as on a UNIX socket.
 
         Returns:
-            The request's share, to be ended when it is answered.
+            The request's share, to be ended when its answer is sent.
 
         Raises:
             TooManyRequestsError: if the key or the address has asked too much.

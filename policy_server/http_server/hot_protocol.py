@@ -61,6 +61,8 @@ class HotHttpProtocol(LimitedHttpProtocol):
         super().__init__(config, server_state, app_state, _loop, watch=watch)
         self._heads = heads
         self._pending: deque[HotRequest] = deque()
+        # Those whose answers the client has yet to read.
+        self._unsent: list[HotRequest] = []
         # The head whose body has not come whole, and what has come of it.
         self._awaited: KnownHead | None = None
         self._body = bytearray()
@@ -94,12 +96,14 @@ class HotHttpProtocol(LimitedHttpProtocol):
         if not pending:
             # Its client has gone.
             request.tell(status, lines)
+            request.note_sent()
             return
         is_alone = len(pending) == 1 and not self._held and not self._is_draining
         if is_alone and request.head.is_kept_alive:
             pending.clear()
             lines = request.tell(status, lines)
             self._write(b"%b%b\r\n%b" % (self._opening(status), lines, body))
+            self._let_go(request)
             return
         request.outcome = (status, lines, body)
         while pending and (outcome := pending[0].outcome) is not None:
@@ -109,11 +113,24 @@ class HotHttpProtocol(LimitedHttpProtocol):
             lines = done.tell(status, lines)
             ending = _CLOSE if is_last else b""
             self._write(b"%b%b%b\r\n%b" % (self._opening(status), lines, ending, body))
+            self._let_go(done)
             if is_last:
                 self.drop()
                 return
         if not pending:
             self._is_answered()
+
+    def _let_go(self, request: HotRequest) -> None:
+        """End a request whose answer is written, once its client has read enough of it."""
+        if self.flow.write_paused:
+            self._unsent.append(request)
+        else:
+            request.note_sent()
+
+    def _let_unsent_go(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        for request in unsent:
+            request.note_sent()
 
     def _opening(self, status: int) -> bytes:
         """Return the start of the head of an answer, and count it."""
@@ -150,12 +167,14 @@ class HotHttpProtocol(LimitedHttpProtocol):
         """End: nobody waits for the answers any more; see `LimitedHttpProtocol`."""
         try:
             self._give_up()
+            self._let_unsent_go()
         finally:
             super().connection_lost(exc)
 
     def resume_writing(self) -> None:
         """Read on once the client has read its answers; see `LimitedHttpProtocol`."""
         super().resume_writing()
+        self._let_unsent_go()
         self.do_or_abort(self._read_held)
 
     def end_in_order(self) -> None:
@@ -279,6 +298,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
             else:
                 status, lines, _ = request.outcome
                 request.tell(status, lines)
+                request.note_sent()
             if request.is_done:
                 self.forget(request)
         self._held.clear()

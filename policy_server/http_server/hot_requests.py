@@ -132,6 +132,9 @@ class HotRequest(Waiting):
         """
         raise NotImplementedError
 
+    def note_sent(self) -> None:
+        """Take note that the answer was sent, or can't be."""
+
     def disconnect(self) -> None:
         """Give the question up: the client has gone.
 

@@ -30,7 +30,8 @@ async def exported_metrics(
     """Serve metrics; of uvicorn's workers whichever gets the port serves them for all.
 
     Args:
-        settings: which port, and how often an address may send a wrong key.
+        settings: which port, how often an address may send a wrong key, and how many connections it
+            may have.
         metrics: the counts.
         worker: one of uvicorn's workers, where there are several.
         keys: those that are valid; None shows metrics to everybody.
@@ -49,6 +50,7 @@ async def exported_metrics(
         shared=shared,
         keys=keys,
         of_address=ClientLimit(max_rate=settings.max_address_rate),
+        max_address_connections=settings.max_address_connections,
     )
     if worker is None or shared is None:
         try:

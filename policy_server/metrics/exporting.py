@@ -60,6 +60,7 @@ class MetricsExporter:
         shared: Path | None = None,
         keys: KeyRing | None = None,
         of_address: ClientLimit | None = None,
+        max_address_connections: int = 0,
     ) -> None:
         """Own the port from `start` to `stop`; nothing listens yet.
 
@@ -70,9 +71,11 @@ class MetricsExporter:
             shared: a folder that all workers share; None where this process is the only one.
             keys: those that are valid; None shows the pages to everybody.
             of_address: how many wrong keys an address may send; None for any number.
+            max_address_connections: the most connections of an address; 0 for any number.
         """
         self._keys = keys or KeyRing()
         self._of_address = of_address
+        self._max_address_connections = max_address_connections
         self._metrics = metrics
         self._port = port
         self._host = host
@@ -104,6 +107,7 @@ class MetricsExporter:
             port=self._port,
             keys=self._keys,
             of_address=self._of_address,
+            max_address_connections=self._max_address_connections,
         )
 
     def stop(self) -> None:

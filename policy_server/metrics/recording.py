@@ -159,7 +159,7 @@ class PolicyMetrics:
         """Count observations that were not answered.
 
         Args:
-            reason: queue_full, queue_slow, timeout or shutdown; or that of a
+            reason: queue_full, queue_slow, answers_unread, timeout or shutdown; or that of a
                 `TooManyRequestsError`.
             count: how many.
         """

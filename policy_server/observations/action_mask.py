@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from policy_server.errors import ObservationError
-from policy_server.observations.annotations import JSON_TYPES, ZERO_OR_ONE, ZeroOrOne, list_of
+from policy_server.observations.annotations import ZERO_OR_ONE, ZeroOrOne, list_of
 from policy_server.observations.models import problem
 from policy_server.policy import PolicySignature
 from policy_server.schema import ObservationField
@@ -110,9 +110,7 @@ class ActionMask:
 
     @property
     def _annotation(self) -> Any:  # noqa: ANN401 -- made at run time
-        bounds = {} if self.field.kind == "bool" else {"minimum": 0, "maximum": 1}
-        document = WithJsonSchema({"type": JSON_TYPES[self.field.kind], **bounds})
-        item = Annotated[int, ZeroOrOne(_ITEM), document]
+        item = ZeroOrOne(_ITEM).annotation(self.field.kind)
         length = Field(
             min_length=self.width, max_length=self.width, json_schema_extra=self._some_allowed
         )
@@ -121,12 +119,12 @@ class ActionMask:
     @property
     def _some_allowed(self) -> dict[str, Any]:
         """Return the JSON schema of lists that allow a choice of each action, where it is short."""
-        is_bool = self.field.kind == "bool"
+        # 1 and true are two values in JSON Schema, and so are 0 and false.
         if len(self.sizes) == 1:
-            return {"contains": {"const": True if is_bool else 1}}
+            return {"contains": {"enum": [1, True]}}
         if self.width > _MOST_PLACES:
             return {}
-        forbidden: dict[str, Any] = {"const": False if is_bool else 0}
+        forbidden: dict[str, Any] = {"enum": [0, False]}
         # JSON schema has no words for one of the items of a part of a list, but for all of them.
         ends = accumulate(self.sizes)
         without: list[dict[str, Any]] = [

@@ -64,6 +64,20 @@ class ZeroOrOne:
 
     error_type: str
 
+    def annotation(self, kind: Kind) -> Any:  # noqa: ANN401 -- made at run time
+        """Return the annotation of a value, with the JSON schema of both ways to write it.
+
+        Args:
+            kind: the way that schema.yaml has, whose type comes first: it is that of client
+                libraries, which know no value of two types.
+        """
+        types = [JSON_TYPES[kind], "integer" if kind == "bool" else "boolean"]
+        # Bounds and steps are about numbers alone (JSON Schema Validation, section 6.2).
+        document: dict[str, Any] = {"type": types, "minimum": 0, "maximum": 1}
+        if kind == "float":
+            document["multipleOf"] = 1
+        return Annotated[int, self, WithJsonSchema(document)]
+
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
@@ -105,15 +119,10 @@ def annotation_of(field: ObservationField, numbers: NumberRange) -> Any:  # noqa
         return _one_hot_items(field, field.one_hot)
     item = _number(field.kind, low, high, is_integer=is_integer)
     if field.takes_flags:
-        document = WithJsonSchema({"type": JSON_TYPES[field.kind], **_limits(field)})
-        item = Annotated[int, ZeroOrOne("flag_type"), document]
+        item = ZeroOrOne("flag_type").annotation(field.kind)
     if field.shape is not None:
         return _nested(item, field.shape)
     return list_of(item) if field.is_list else item
-
-
-def _limits(field: ObservationField) -> dict[str, Number]:
-    return {} if field.kind == "bool" else {"minimum": 0, "maximum": 1}
 
 
 def _one_hot_items(field: ObservationField, sizes: tuple[int, ...]) -> Any:  # noqa: ANN401 -- made at run time

@@ -182,6 +182,7 @@ def _simplify(node: Document) -> None:
         kinds = [choice for choice in choices if choice != _NULL]
         if len(kinds) == 1:
             node |= {key: value for key, value in kinds[0].items() if key not in node}
+    _use_one_type(node)
     _drop_conditions(node)
     if node.get("type") == "object":
         # The generators know no conditions; the server refuses what they exclude.
@@ -197,6 +198,20 @@ def _simplify(node: Document) -> None:
         del node["additionalProperties"]
     if isinstance(node.get("properties"), dict):
         _allow_null(node)
+
+
+def _use_one_type(node: Document) -> None:
+    """Leave the first type of a flag, which may be a number or a truth value.
+
+    Of two types that are not null, the generators write values without a type.
+    """
+    types = node.get("type")
+    if not isinstance(types, list) or "boolean" not in types or "null" in types:
+        return
+    node["type"] = types[0]
+    node.pop("multipleOf", None)
+    if types[0] == "boolean":
+        del node["minimum"], node["maximum"]
 
 
 def _drop_conditions(node: Document) -> None:

@@ -13,7 +13,6 @@ import fastapi_standalone_docs
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
-from fastapi.staticfiles import StaticFiles
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,25 +37,30 @@ from policy_server.web.answering import PolicyAnswering
 from policy_server.web.cross_origin import CrossOrigin
 from policy_server.web.fast_path import FastPath
 from policy_server.web.gate import Gate
+from policy_server.web.health import health_checks, health_routes
 from policy_server.web.hot_path import HotAnswers
 from policy_server.web.openapi import build_openapi, refuse_shared_type_names
 from policy_server.web.policy_list import policy_list_routes
 from policy_server.web.problems import install_error_handlers
 from policy_server.web.route_table import RouteTable
-from policy_server.web.routes import policy_routes, server_routes
+from policy_server.web.routes import policy_routes
 from policy_server.web.sdk_routes import client_routes
 from policy_server.web.session_answering import SessionAnswering
 from policy_server.web.session_routes import session_routes
+from policy_server.web.stored_pages import DocumentPage, StoredFiles
 from policy_server.web.stream import Streams, stream_hints
 from policy_server.web.team_answering import TeamAnswering
 from policy_server.web.team_routes import team_routes
 from policy_server.web.team_session_answering import TeamSessionAnswering
+from policy_server.web.unread_answers import UnreadAnswers
 
 __all__ = ["Application", "create_app"]
 
 logger = logging.getLogger(__name__)
 
 _TITLE = "Policy Server"
+# The bytes of answers to batches that may wait to be read: as many as of so many largest bodies.
+_UNREAD_BATCHES = 4
 
 
 # FastAPI asks of each type whether it is of pydantic 1, and brings that along.
@@ -118,13 +122,17 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
     table.check_prefix(root_path)
+    checks = health_checks(registry)
     valid = keys or KeyRing(() if api_key is None else [AccessKey.of("api_key", api_key)])
     gate = Gate(
-        FastPath(app.answer_http, table, policies, team) if has_fast_path else app.answer_http,
+        FastPath(app.answer_http, table, policies, team=team, checks=checks)
+        if has_fast_path
+        else app.answer_http,
         table=table,
         streams=Streams(
             table,
@@ -157,10 +165,11 @@ def create_app(
         access_key=api_key,
         most_bytes=settings.max_header_bytes,
     )
+    unread = UnreadAnswers(_UNREAD_BATCHES * settings.max_batch_body_bytes)
     routers = [
-        server_routes(registry),
+        health_routes(checks),
         policy_list_routes(registry),
-        policy_routes(table, policies, settings, tokens),
+        policy_routes(table, policies, settings, tokens, unread),
         session_routes(table, sessions),
     ]
     if team is not None and team_sessions is not None:
@@ -273,7 +282,10 @@ def _secret(value: SecretStr | None) -> str | None:
 def _add_documentation(app: FastAPI) -> None:
     """Serve Swagger UI and ReDoc from our own files: they work offline and behind a prefix."""
     static = Path(fastapi_standalone_docs.__file__).parent / "static"
-    app.mount("/static", StaticFiles(directory=static), name="static")
+    # By the application's own name, which a document that changes is asked by.
+    document = DocumentPage(lambda: app.openapi())
+    app.add_route("/openapi.json", document.answer, include_in_schema=False)
+    app.add_route("/static/{path:path}", StoredFiles(static).answer, include_in_schema=False)
 
     # The gate has set the prefix: schema.yaml's, else the path that a host mounts us at.
     @app.get("/docs", include_in_schema=False)

@@ -26,6 +26,7 @@ from policy_server.settings import Settings
 from policy_server.web.answering import AnswerBody
 from policy_server.web.batch_places import BatchPlaces
 from policy_server.web.rendering import BatchAnswers, RenderedAnswers
+from policy_server.web.unread_answers import UnreadAnswers
 
 __all__ = ["BatchAnswering", "BatchRequest"]
 
@@ -76,13 +77,15 @@ class BatchRequest:
 class BatchAnswering:
     """The answers to batches of one policy, whichever version of it answers."""
 
-    def __init__(self, slot: PolicySlot, settings: Settings) -> None:
+    def __init__(self, slot: PolicySlot, settings: Settings, unread: UnreadAnswers) -> None:
         """Own the places of batches; each answer is a version's of the slot.
 
         Args:
             slot: the policy's slot.
             settings: deadlines, and the most rows.
+            unread: the answers to batches that wait to be read.
         """
+        self._unread = unread
         self._slot = slot
         self._settings = settings
         self._places = BatchPlaces()
@@ -102,13 +105,14 @@ class BatchAnswering:
             BodyTimeoutError: if the body takes too long to arrive.
             DeadlineError: if it is not answered before the request's own deadline.
             OverloadedError: if other batches, of its client above all, have the places, or take too
-                long.
+                long, or their answers are not read.
             PolicyServerError: if the policy can't answer.
         """
         # The version may be another one once there is a place; only a held one stays open.
         self._slot.current().check_answers(request.kind)
         metrics = self._slot.metrics
         async with within(request.deadline, metrics), self._place(request.client) as since:
+            self._check_unread(request.client)
             version = self._slot.choose(request.episode, wanted=request.wanted)
             with version.scheduler.held():
                 text = await self._answer(version, request, body, since)
@@ -180,6 +184,13 @@ class BatchAnswering:
                 self._slot.metrics.count_rejected("queue_full")
                 raise
             yield 0.0 if has_place or not settings.max_wait_s else came
+
+    def _check_unread(self, client: str) -> None:
+        try:
+            self._unread.check(client)
+        except OverloadedError:
+            self._slot.metrics.count_rejected("answers_unread")
+            raise
 
     def _check_wait(self, client: str, accepted_s: float) -> None:
         """Refuse a batch that would have to wait for a place for too long."""

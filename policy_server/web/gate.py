@@ -41,6 +41,7 @@ from policy_server.web.request_timing import (
     sensible_stamp,
     stamp_lines,
 )
+from policy_server.web.request_turns import RequestTurns
 from policy_server.web.route_table import Access, AnswerRoute, Route, RouteTable
 
 __all__ = ["Gate", "RequestIds"]
@@ -128,6 +129,7 @@ class Gate:
         self.request_ids = RequestIds()
         self.request_log = request_log or RequestLog()
         self._cross_origin = cross_origin
+        self._turns = RequestTurns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with an error."""
@@ -196,6 +198,7 @@ class Gate:
             limited = self._limited(route, scope, headers, receive)
         except Exception as error:
             share.end()
+            await self._turns.begin(started)
             await send_error(error, scope, receive, send_with_id)
             return
         try:
@@ -204,11 +207,20 @@ class Gate:
                 share.end()
                 await self._streams(scope, receive, send_with_id)
             else:
+                await self._wait_for_turn(route, started)
                 await self._app(scope, limited, send_with_id)
         except ClientDisconnect:
             logger.info("client_disconnected", extra={"request_id": request_id})
         finally:
             share.end()
+
+    async def _wait_for_turn(self, route: Route, started: float) -> None:
+        """Let a request begin in its turn, unless the policies' schedulers know of it.
+
+        Those gather the observations that come at once into one call.
+        """
+        if not isinstance(route, AnswerRoute):
+            await self._turns.begin(started)
 
     def begin(self, route: Route, key: str | None, address: str | None) -> Share:
         """Count a request, or a frame, of a client; see `ClientLimits.begin`.
@@ -359,7 +371,8 @@ class Gate:
         """Count a request that was let in, and let its route count the observations in it."""
         asked = scope["state"]
         begin = functools.partial(self.begin, route, asked["key"], asked["client"])
-        share = NO_SHARE if route.access == "open" else begin()
+        # A load balancer takes a server that answers its probes by 429 for a broken one.
+        share = NO_SHARE if route.is_health else begin()
         asked["charge"] = share.charge
         if scope["type"] == "websocket":
             asked["admission"] = FrameAdmission(

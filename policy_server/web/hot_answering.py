@@ -169,7 +169,7 @@ class HotReply(HotRequest):
     """A request of a connection, up to the bytes of its answer; see `UnreadRequest`.
 
     Attributes:
-        share: of its client's limits, until it is answered.
+        share: of its client's limits, until its answer is sent.
         body: of the head's length.
         is_unread: whether it waits for its body to be read.
         has_waited: whether it has ever waited for that.
@@ -252,9 +252,13 @@ class HotReply(HotRequest):
         lines = self._decision.error_lines(response.raw_headers, self.request_id)
         self.finish(response.status_code, lines, bytes(response.body))
 
+    def note_sent(self) -> None:
+        """Give the share of the client's limits back: the answer was sent, or can't be."""
+        self.share.end()
+
     def disconnect(self) -> None:
         """Give the question up: the client has gone."""
-        self.share.end()
+        self.note_sent()
         if self.is_unread:
             self._decision.bodies.forget(self)
         self.give_up()
@@ -269,15 +273,13 @@ class HotReply(HotRequest):
             body: its body.
         """
         try:
-            decision = self._decision
-            if decision.is_limited:
-                self.share.end()
             if self.has_waited and status == _OK:
-                decision.bodies.note_answer(time.perf_counter() - self.started)
+                self._decision.bodies.note_answer(time.perf_counter() - self.started)
             self.connection.finish(self, status, lines, body)
         except Exception:
             # Whoever calls has the answers of other connections yet to give.
             logger.exception("answer_not_taken", extra={"request_id": self.request_id})
+            self.note_sent()
             self.abort()
 
     def tell(self, status: int, lines: bytes) -> bytes:

@@ -248,6 +248,8 @@ def sized(schema: Document) -> Document:
         schema: a JSON schema.
     """
     kind = schema.get("type")
+    if isinstance(kind, list):
+        kind = kind[0]
     result = {"format": _SIZES[kind], **schema} if kind in _SIZES else dict(schema)
     if "properties" in schema:
         result["properties"] = {name: sized(part) for name, part in schema["properties"].items()}

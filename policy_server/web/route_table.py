@@ -75,6 +75,7 @@ _PAGES: dict[str, Access] = {
 }
 
 
+_HEALTH = frozenset({"/", "/livez", "/readyz"})
 _DOCUMENTATION = ("/docs", "/redoc", "/redoc/", "/openapi.json", "/static/")
 _FOR_BROWSERS = frozenset({*_DOCUMENTATION, "/clients", "/clients/"})
 
@@ -113,6 +114,11 @@ class Route:
     def is_page(self) -> bool:
         """Return whether it is for browsers: documentation, its files, and client libraries."""
         return self.path in _FOR_BROWSERS
+
+    @functools.cached_property
+    def is_health(self) -> bool:
+        """Return whether load balancers ask it for the server's health."""
+        return self.path in _HEALTH
 
     @functools.cached_property
     def is_of_session(self) -> bool:

@@ -1,4 +1,4 @@
-"""FastAPI's routes: those of the policies, made from the table, and those of the server itself."""
+"""FastAPI's routes of the policies, made from the table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BeforeValidator, Field
 
 from policy_server.client_limits import client_name
-from policy_server.errors import NotReadyError, ObservationError
+from policy_server.errors import ObservationError
 from policy_server.observations import problem
 from policy_server.policy import LARGEST_SEED, AnswerKind
 from policy_server.schema import public_schema
 from policy_server.serving import (
     NOTHING_STATED,
-    PolicyRegistry,
     PolicySlot,
     PolicyVersion,
     StatedStep,
@@ -30,11 +29,13 @@ from policy_server.web.gone_clients import (
     given_up_without_client,
 )
 from policy_server.web.media_types import JSON, NPY, is_npy, media_type
+from policy_server.web.parts import PartedResponse
 from policy_server.web.policy_list import listed_actions
 from policy_server.web.query import QueryCheckedRoute, in_digits
 from policy_server.web.route_table import AnswerRoute, Route, RouteTable
+from policy_server.web.unread_answers import UnreadAnswers
 
-__all__ = ["ROUTE_TEXTS", "Seed", "policy_routes", "server_routes"]
+__all__ = ["ROUTE_TEXTS", "Seed", "policy_routes"]
 
 _QUALITY = re.compile(r";\s*q=([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", re.IGNORECASE)
 Seed = Annotated[
@@ -105,6 +106,7 @@ def policy_routes(
     policies: Mapping[str, PolicyAnswering],
     settings: Settings,
     tokens: StateTokens,
+    unread: UnreadAnswers,
 ) -> APIRouter:
     """Return the routes that answer observations, and each policy's `/schema`.
 
@@ -113,16 +115,19 @@ def policy_routes(
         policies: answer observations, by the policies' names.
         settings: limits of batches.
         tokens: carry the memory of episodes.
+        unread: the answers to batches that wait to be read.
     """
     router = APIRouter(route_class=QueryCheckedRoute)
-    batches = {name: BatchAnswering(policy.slot, settings) for name, policy in policies.items()}
+    batches = {
+        name: BatchAnswering(policy.slot, settings, unread) for name, policy in policies.items()
+    }
     for route in table.answering("single", "batch"):
         is_batch = route.transport == "batch"
         summary, text = (BATCH_TEXTS if is_batch else ROUTE_TEXTS)[route.kind]
         flat = " of flat observations" if is_batch else " for a flat observation"
         router.add_api_route(
             route.path,
-            _batch_endpoint(batches[route.policy], route)
+            _batch_endpoint(batches[route.policy], route, unread)
             if is_batch
             else _endpoint(policies[route.policy], route, tokens),
             methods=["POST"],
@@ -172,7 +177,7 @@ def _endpoint(
                 stated=NOTHING_STATED if memory is None else StatedStep.of(request.headers),
                 deadline=asked.deadline,
             )
-        response = Response(found.text, media_type=JSON)
+        response = PartedResponse(found.text, media_type=JSON)
         if memory is None:
             return _named(response, found.version)
         token = tokens.token_of(memory).encode()
@@ -189,7 +194,7 @@ def _endpoint(
 
 
 def _batch_endpoint(
-    answering: BatchAnswering, route: AnswerRoute
+    answering: BatchAnswering, route: AnswerRoute, unread: UnreadAnswers
 ) -> Callable[..., Awaitable[Response]]:
     async def answer(
         request: Request, seed: int | None, *, has_log_probability: bool = False
@@ -216,7 +221,9 @@ def _batch_endpoint(
         async with body_given_up_without_client(request.receive) as parts:
             body, version = await answering.answer(batch, parts)
         media_type = NPY if batch.wants_npy else JSON
-        return _named(Response(body, media_type=media_type), version)
+        while_sent = unread.held(batch.client, len(body))
+        answer = PartedResponse(body, media_type=media_type, while_sent=while_sent)
+        return _named(answer, version)
 
     async def draw(
         request: Request, seed: BatchSeed = None, *, log_probability: LogProbability = False
@@ -273,41 +280,3 @@ def _schema_endpoint(slot: PolicySlot) -> Callable[[], Awaitable[dict[str, Any]]
         return document
 
     return schema
-
-
-def server_routes(registry: PolicyRegistry) -> APIRouter:
-    """Return the health routes.
-
-    Args:
-        registry: the policies, all of which have to be ready.
-    """
-    router = APIRouter(tags=["Health"])
-
-    @router.get("/", operation_id="root", summary="Say that the server runs")
-    async def root() -> str:
-        return "ok"
-
-    @router.get("/livez", operation_id="livez", summary="Say that the process is alive")
-    async def alive() -> str:
-        if (name := registry.lost()) is not None:
-            raise NotReadyError(
-                f"each thread of the policy {name!r} hangs, for more than a minute by now; start "
-                "the server anew"
-            )
-        return "ok"
-
-    @router.get(
-        "/readyz", operation_id="readyz", summary="Say whether an observation would be answered now"
-    )
-    async def ready() -> str:
-        if registry.is_ending:
-            raise NotReadyError("the server is ending; ask another one")
-        if not await registry.is_ready():
-            raise NotReadyError("the policy is not ready; try again in a few seconds")
-        # The route asks for no key, and the reasons name paths and addresses.
-        return "; ".join(["ok", *(f"{name} is not served" for name in registry.failures)])
-
-    # Load balancers ask so.
-    for path, answer in (("/", root), ("/livez", alive), ("/readyz", ready)):
-        router.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
-    return router

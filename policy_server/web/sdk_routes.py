@@ -19,6 +19,8 @@ from policy_server.sdk import (
     SdkStore,
     prepare_document,
 )
+from policy_server.web.parts import PartedResponse
+from policy_server.web.stored_pages import is_known
 
 __all__ = ["client_routes"]
 
@@ -57,11 +59,11 @@ def client_routes(
         sdk = await asyncio.to_thread(Sdk.of, prepared, languages)
         etag = f'"{sdk.key}"'
         headers = {"etag": etag, "cache-control": "private, no-cache"}
-        if etag in _etags(request.headers.get("if-none-match", "")):
+        if is_known(request, etag):
             return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
         content = await store.fetch(sdk, wait_s=wait_s)
         headers["content-disposition"] = f'attachment; filename="{sdk.file_name}"'
-        return Response(content, headers=headers, media_type="application/zip")
+        return PartedResponse(content, headers=headers, media_type="application/zip")
 
     @router.get(
         "/clients",
@@ -95,7 +97,3 @@ def _own_url(request: Request) -> str:
     own, above = request.scope["mount_path"], request.scope.get("app_root_path")
     mount = "" if above is None else own.removeprefix(above)
     return f"http://localhost:{port or _PORT}{mount}"
-
-
-def _etags(header: str) -> list[str]:
-    return [item.strip().removeprefix("W/") for item in header.split(",")]

@@ -28,6 +28,7 @@ from policy_server.web.json_bodies import BodySeed, JsonRoute
 from policy_server.web.media_types import JSON
 from policy_server.web.openapi_headers import SESSION_ID
 from policy_server.web.openapi_schemas import REWARD
+from policy_server.web.parts import PartedResponse
 from policy_server.web.query import in_digits
 from policy_server.web.request_headers import LONGEST_EPISODE_ID, episode_of_session
 from policy_server.web.route_table import AGENTS, AnswerRoute, Route, RouteTable, SessionRoutes
@@ -291,7 +292,7 @@ def _endpoint(
             session_id, number, seed, stated, asked.content_type, asked.request_id, asked.deadline
         )
         text, headers = await answering.answer(route, body, step)
-        response = Response(text, media_type=JSON)
+        response = PartedResponse(text, media_type=JSON)
         response.raw_headers += headers
         return response
 

@@ -16,6 +16,7 @@ from policy_server.serving.team_sessions import TeamSessions
 from policy_server.web.gone_clients import given_up_without_client
 from policy_server.web.json_bodies import JsonRoute
 from policy_server.web.media_types import JSON
+from policy_server.web.parts import PartedResponse
 from policy_server.web.route_table import AnswerRoute, RouteTable, SessionRoutes
 from policy_server.web.routes import ROUTE_TEXTS, Seed
 from policy_server.web.session_answering import SessionStep
@@ -164,7 +165,7 @@ def _endpoint(answering: TeamAnswering, route: AnswerRoute) -> Callable[..., Awa
         body = await request.body()
         async with given_up_without_client(request.receive):
             text, headers = await answering.answer(body, step, charge=asked.charge)
-        response = Response(text, media_type=JSON)
+        response = PartedResponse(text, media_type=JSON)
         response.raw_headers += headers
         return response
 
@@ -197,7 +198,7 @@ def _step_endpoint(
         )
         # A slow body keeps no other request waiting.
         text, headers = await answering.answer(route, await request.body(), step)
-        response = Response(text, media_type=JSON)
+        response = PartedResponse(text, media_type=JSON)
         response.raw_headers += headers
         return response
 

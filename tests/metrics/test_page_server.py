@@ -12,7 +12,6 @@ from contextlib import ExitStack, closing, contextmanager
 import pytest
 
 from policy_server.metrics.page_server import PageServer
-from tests.support.waiting import wait_until
 
 # More than what both ends of a connection hold for a client that doesn't read.
 LARGE = b"x" * 50_000_000
@@ -20,7 +19,10 @@ LARGE = b"x" * 50_000_000
 
 @contextmanager
 def serving(
-    pages: Mapping[str, Callable[[], bytes]] | None = None, *, client_timeout_s: float = 5.0
+    pages: Mapping[str, Callable[[], bytes]] | None = None,
+    *,
+    client_timeout_s: float = 5.0,
+    max_address_connections: int = 0,
 ) -> Iterator[PageServer]:
     """Serve pages on a free port of this machine."""
     server = PageServer(
@@ -28,6 +30,7 @@ def serving(
         host="127.0.0.1",
         port=0,
         client_timeout_s=client_timeout_s,
+        max_address_connections=max_address_connections,
     )
     try:
         yield server
@@ -44,8 +47,11 @@ def ask(server: PageServer, path: str, *, method: str = "GET") -> tuple[int, byt
         return answer.status, answer.read(), stated
 
 
-def connect(server: PageServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=10)
+def connect(server: PageServer, *, source: str = "127.0.0.1") -> socket.socket:
+    """Connect from an address of this machine."""
+    return socket.create_connection(
+        ("127.0.0.1", server.port), timeout=10, source_address=(source, 0)
+    )
 
 
 @pytest.mark.parametrize("path", ["/page", "/page/", "/page?name=x"])
@@ -120,21 +126,74 @@ def test_page_that_takes_long_holds_no_other_up() -> None:
         assert waits.makefile("rb").read().endswith(b"slow\n")
 
 
-def test_connections_beyond_a_bound_are_refused_until_others_end() -> None:
-    with serving(client_timeout_s=30) as server, ExitStack() as idle:
-        first = [idle.enter_context(connect(server)) for _ in range(256)]
-        beyond = idle.enter_context(connect(server))
-        assert ended(beyond)
-        for connection in first[:10]:
-            connection.close()
+def test_silent_connections_make_room_for_newcomers_the_oldest_first() -> None:
+    with serving(client_timeout_s=30) as server, ExitStack() as silent:
+        first = [silent.enter_context(connect(server)) for _ in range(256)]
+        last = [silent.enter_context(connect(server)) for _ in range(3)]
+        for connection in first[:3]:
+            assert ended(connection)
+        answer = ask(server, "/page")
 
-        def is_answered() -> bool:
-            try:
-                return ask(server, "/page")[0] == 200
-            except ConnectionError:
-                return False
+        assert answer == (200, b"found\n", 6)
+        assert ended(first[3])
+        assert not any(is_ended_by_now(connection) for connection in first[4:] + last)
 
-        assert wait_until(is_answered)
+
+def test_client_that_does_not_read_makes_room_too() -> None:
+    pages = {"/page": lambda: b"found\n", "/large": lambda: LARGE}
+    with serving(pages, client_timeout_s=30) as server, ExitStack() as opened:
+        slow = opened.enter_context(connect(server))
+        slow.sendall(b"GET /large HTTP/1.1\r\n\r\n")
+        assert slow.recv(1) == b"H"
+        for _ in range(255):
+            opened.enter_context(connect(server))
+        answer = ask(server, "/page")
+        reset = select.poll()
+        reset.register(slow, select.POLLHUP)
+
+        assert answer == (200, b"found\n", 6)
+        assert reset.poll(10_000)
+
+
+def test_scrape_waits_behind_no_address_that_has_more_connections() -> None:
+    with serving(client_timeout_s=30) as server, ExitStack() as silent:
+        lone = silent.enter_context(connect(server, source="127.0.0.2"))
+        others = [silent.enter_context(connect(server)) for _ in range(300)]
+        lone.sendall(b"GET /page HTTP/1.1\r\n\r\n")
+
+        assert lone.makefile("rb").read().endswith(b"found\n")
+        assert all(ended(connection) for connection in others[:40])
+
+
+def test_page_that_is_being_rendered_makes_no_room() -> None:
+    asked, is_over = threading.Event(), threading.Event()
+
+    def slow() -> bytes:
+        asked.set()
+        assert is_over.wait(10)
+        return b"slow\n"
+
+    with serving({"/slow": slow}, max_address_connections=1) as server, connect(server) as waits:
+        waits.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
+        assert asked.wait(10)
+        with connect(server, source="127.0.0.2") as other, connect(server) as beyond:
+            assert ended(beyond)
+            assert not is_ended_by_now(other)
+        is_over.set()
+
+        assert waits.makefile("rb").read().endswith(b"slow\n")
+
+
+def test_address_that_has_its_most_connections_loses_its_own_oldest() -> None:
+    with serving(client_timeout_s=30, max_address_connections=2) as server, ExitStack() as silent:
+        other = silent.enter_context(connect(server, source="127.0.0.2"))
+        own = [silent.enter_context(connect(server)) for _ in range(2)]
+        answer = ask(server, "/page")
+
+        assert answer == (200, b"found\n", 6)
+        assert ended(own[0])
+        assert not is_ended_by_now(own[1])
+        assert not is_ended_by_now(other)
 
 
 def test_page_that_fails_ends_its_connection_and_no_other(
@@ -175,3 +234,10 @@ def ended(connection: socket.socket) -> bool:
         return connection.recv(100) == b""
     except ConnectionError:
         return True
+
+
+def is_ended_by_now(connection: socket.socket) -> bool:
+    """Return whether the server has ended a silent connection already."""
+    ready = select.poll()
+    ready.register(connection, select.POLLIN)
+    return bool(ready.poll(0))

@@ -337,7 +337,7 @@ def test_array_of_a_policy_of_bytes_is_held_to_its_own_numbers() -> None:
 
 
 @pytest.mark.parametrize("takes_flags", [True, False])
-@pytest.mark.parametrize("kind", ["List[int]", "List[bool]"])
+@pytest.mark.parametrize("kind", ["List[int]", "List[bool]", "List[float]"])
 def test_zeros_and_ones_may_be_flags_where_the_policys_file_has_them(
     kind: str, *, takes_flags: bool
 ) -> None:
@@ -354,3 +354,26 @@ def test_zeros_and_ones_may_be_flags_where_the_policys_file_has_them(
 
     assert (taken == [[0, 1]] * 3) == takes_flags
     assert [0, 1] in taken
+
+
+@pytest.mark.parametrize("kind", ["int", "bool", "float", "List[int]", "List[bool]", "List[float]"])
+def test_document_of_a_flag_allows_what_is_taken_and_nothing_else(kind: str) -> None:
+    is_list = kind.startswith("List")
+    shape = ", shape: [1]" if is_list else ""
+    fields = parse_schema(f"observations: {{a: {{type: '{kind}'{shape}}}}}").observations
+    assert fields is not None
+    field = replace(fields[0], takes_flags=True)
+    if field.kind != "bool":
+        field = replace(field, minimum=0, maximum=1)
+    space = ObservationSpace((field,))
+    validator = jsonschema.Draft202012Validator(space.json_schema() or {})
+
+    for value in (0, 1, False, True, 1.0, 0.5, 2, -1, "1", None):
+        body = {"a": [value] if is_list else value}
+        try:
+            space.parse_named(json.dumps(body).encode())
+        except ObservationError:
+            is_taken = False
+        else:
+            is_taken = True
+        assert validator.is_valid(body) == is_taken, value

@@ -43,6 +43,8 @@ class Transport(asyncio.Transport):
         self.is_aborted = False
         self.unsent = 0
         self.successor: asyncio.BaseProtocol | None = None
+        # The protocol of a client that reads nothing: the connection is full at each write.
+        self.unread_by: asyncio.Protocol | None = None
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Keep the protocol that gets what follows: that of a web socket."""
@@ -59,6 +61,8 @@ class Transport(asyncio.Transport):
     def write(self, data: Any) -> None:  # noqa: ANN401 -- any buffer
         self.written += bytes(data)
         self.writes += 1
+        if self.unread_by is not None:
+            self.unread_by.pause_writing()
 
     def close(self) -> None:
         self.is_gone = True

@@ -385,7 +385,8 @@ async def test_mask_that_the_schema_lists_is_required_wherever_it_stands() -> No
     assert "(N, 7), not (1, 2)" in array.json()["detail"][0]["msg"]
     assert whole == [[1, 0]]
     assert "legal" in schemas["Observation"]["required"]
-    assert schemas["Observation"]["properties"]["legal"]["items"] == {"type": "boolean"}
+    flag = {"type": ["boolean", "integer"], "minimum": 0, "maximum": 1}
+    assert schemas["Observation"]["properties"]["legal"]["items"] == flag
     assert schemas["Observation"]["properties"]["legal"]["description"] == "What may be done"
     assert schemas["RawObservation"]["required"] == ["obs"]
 
@@ -397,18 +398,30 @@ async def test_document_forbids_a_mask_of_one_action_that_allows_nothing() -> No
     for name in ("Observation", "RawObservation"):
         example = document["components"]["schemas"][name]["examples"][0]
         validator = validator_of(document, name)
-        assert validator.is_valid({**example, "action_mask": [0, 1, 0]})
-        assert not validator.is_valid({**example, "action_mask": [0, 0, 0]})
+        allowed: list[list[object]] = [[0, 1, 0], [False, True, False], [0, True, 0]]
+        refused: list[list[object]] = [
+            [0, 0, 0],
+            [False] * 3,
+            [0, False, 0],
+            [0, 1, 2],
+            [0, 1, "1"],
+        ]
+        for mask in allowed:
+            assert validator.is_valid({**example, "action_mask": mask}), mask
+        for mask in refused:
+            assert not validator.is_valid({**example, "action_mask": mask}), mask
     columns = document["components"]["schemas"]["ObservationColumns"]["properties"]
-    assert columns["action_mask"]["items"]["contains"] == {"const": 1}
+    assert columns["action_mask"]["items"]["contains"] == {"enum": [1, True]}
     prepared = prepare_document(document, url="http://a-server")["components"]["schemas"]
     assert "contains" not in prepared["Observation"]["properties"]["action_mask"]
 
 
+@pytest.mark.parametrize("truth", [int, bool], ids=["numbers", "truth-values"])
 @pytest.mark.parametrize("kind", ["int", "bool"])
-async def test_document_forbids_a_mask_that_allows_nothing_of_an_action(kind: str) -> None:
+async def test_document_forbids_a_mask_that_allows_nothing_of_an_action(
+    kind: str, truth: type
+) -> None:
     schema = LISTED.replace("legal", "action_mask").replace("bool", kind)
-    truth = bool if kind == "bool" else int
     async with serve(two_choices(), schema=schema) as client:
         document = (await client.get("/openapi.json")).json()
         validator = validator_of(document, "Observation")
@@ -423,6 +436,10 @@ async def test_document_forbids_a_mask_that_allows_nothing_of_an_action(kind: st
 
     prepared = prepare_document(document, url="http://a-server")["components"]["schemas"]
     assert "not" not in prepared["Observation"]["properties"]["action_mask"]
+    # A client library has the type of schema.yaml, and no bound of another one.
+    of_library = {"int": {"type": "integer", "format": "int64", "minimum": 0, "maximum": 1}}
+    items = prepared["Observation"]["properties"]["action_mask"]["items"]
+    assert items == of_library.get(kind, {"type": "boolean"})
 
 
 async def test_document_of_a_long_mask_says_in_words_alone_that_each_action_needs_a_choice() -> (
@@ -448,7 +465,8 @@ async def test_document_and_schema_describe_the_mask() -> None:
         assert described["required"] == required
         mask = described["properties"]["action_mask"]
         assert (mask["minItems"], mask["maxItems"]) == (5, 5)
-        assert mask["items"] == {"type": "integer", "format": "int64", "minimum": 0, "maximum": 1}
+        flag = {"type": ["integer", "boolean"], "minimum": 0, "maximum": 1}
+        assert mask["items"] == {"format": "int64", **flag}
         assert mask["description"] == (
             "The allowed choices of the integer actions: 1 or 0 for each of the 3 + 2 in order, at "
             "least one of each action; left out, all are allowed"

@@ -21,6 +21,7 @@ from policy_server.serving import ROWS_PER_CALL
 from policy_server.settings import Settings
 from policy_server.web.batch_answering import BatchAnswering, BatchRequest
 from policy_server.web.batch_places import MOST_AT_ONCE
+from policy_server.web.unread_answers import UnreadAnswers
 from tests.support.action_shapes import SHAPES
 from tests.support.fakes import (
     FakeBackend,
@@ -426,7 +427,7 @@ async def test_batch_that_waited_for_its_place_is_answered_by_the_version_live_b
         yield body[1:]
 
     slot = slot_of(old, parse_schema(SCHEMA))
-    answering = BatchAnswering(slot, Settings())
+    answering = BatchAnswering(slot, Settings(), UnreadAnswers(1))
     await slot.start()
     request = BatchRequest(
         kind="predict_deterministic",

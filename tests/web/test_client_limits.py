@@ -425,13 +425,38 @@ async def test_address_that_guesses_keys_is_refused() -> None:
     assert_error(right, 429, "this address: expected at most 0.001 observations a second")
 
 
-async def test_open_pages_are_not_limited() -> None:
+@pytest.mark.parametrize("has_fast_path", [True, False])
+async def test_probes_of_load_balancers_are_not_limited(*, has_fast_path: bool) -> None:
     async with serve(
-        key=None, keys=ring(), max_address_rate=ONCE, max_address_in_flight=1
+        key=None,
+        keys=ring(),
+        has_fast_path=has_fast_path,
+        max_address_rate=ONCE,
+        max_address_in_flight=1,
     ) as client:
         for _ in range(3):
-            for path in ("/", "/livez", "/readyz", "/docs", "/openapi.json"):
+            for path in ("/", "/livez", "/readyz"):
                 assert (await client.get(path)).status_code == 200, path
+                assert (await client.head(path)).status_code == 200, path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/docs",
+        "/redoc",
+        "/redoc/logo-mini.svg",
+        "/openapi.json",
+        "/static/swagger/swagger-ui-bundle.js",
+        "/static/none",
+    ],
+)
+async def test_open_pages_count_for_their_address_and_for_no_key(path: str) -> None:
+    async with serve(key=None, keys=ring(), max_address_rate=2, max_key_rate=ONCE) as client:
+        answers = [await client.get(path, headers=by("plant")) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers][1:] == [answers[0].status_code, 429]
+    assert_error(answers[2], 429, "this address: expected at most 2 observations a second")
 
 
 async def test_server_without_keys_limits_addresses() -> None:
