@@ -104,6 +104,17 @@ def test_schema_is_drafted_with_the_names_of_the_file(folder: Path) -> None:
     assert [item.name for item in schema.observations or ()] == ["speed", "slope"]
 
 
+def test_schema_is_drafted_where_integers_are_told_by_their_kind_alone(folder: Path) -> None:
+    gear = {"key": "gear", "kind": "one_hot", "sizes": [2]}
+    change(folder, POLICY_KEY, lambda p: p["observation"].update(parts=[gear]))
+
+    schema = parse_schema(draft_schema(folder / "policy.onnx", read_settings()))
+
+    assert load_policy(folder, schema).signature.observation_width == 2
+    (field,) = schema.observations or ()
+    assert (field.kind, field.one_hot) == ("int", (2,))
+
+
 def test_schema_of_another_name_leaves_the_labels_of_the_file(folder: Path) -> None:
     policy = load_policy(folder, parse_schema("actions: {shift: {choices: 3}}\nparameters: {}"))
 
