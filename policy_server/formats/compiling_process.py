@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from policy_server import errors
+from policy_server.child_environment import environment_of_child
 from policy_server.engine.cache import (
     Outcome,
     decode,
@@ -174,7 +175,7 @@ async def _compile(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL if is_quiet else None,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env=environment_of_child(PYTHONPATH=os.pathsep.join(paths)),
         )
     except OSError as error:
         raise NotReadyError(

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import orjson
 
+from policy_server.child_environment import environment_of_child
 from policy_server.errors import SdkError
 from policy_server.files.atomic import scratch_folder
 from policy_server.installation import require
@@ -138,7 +139,11 @@ def _camel_case(name: str) -> str:
 async def _run(command: Sequence[str], languages: Sequence[Language]) -> None:
     titles = ", ".join(language.title for language in languages)
     process = subprocess.Popen(  # noqa: S603 -- our own command
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment_of_child(),
     )
     try:
         # A thread waits, since event loops differ in their subprocesses.

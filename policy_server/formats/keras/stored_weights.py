@@ -21,6 +21,7 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from policy_server.child_environment import environment_of_child
 from policy_server.errors import ModelError, NotReadyError
 from policy_server.formats.keras import weights_process
 from policy_server.installation import require
@@ -88,6 +89,7 @@ def read_weights(path: Path) -> Weights:
             [sys.executable, "-P", weights_process.__file__, path, str(seconds)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            env=environment_of_child(),
         )
     except OSError as error:
         raise NotReadyError(
