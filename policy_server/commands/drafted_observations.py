@@ -72,7 +72,7 @@ def _bounds(part: ObservationPart) -> tuple[float | None, float | None]:
     if part.is_integer:
         low = None if low is None else float(math.ceil(low))
         high = None if high is None else float(math.floor(high))
-    # Some files give bounds that no number keeps.
+    # No integer lies between such bounds as 0.25 and 0.75.
     return (None, None) if low is not None and high is not None and low > high else (low, high)
 
 
