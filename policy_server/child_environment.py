@@ -22,9 +22,11 @@ _NAMES_OF_SECRETS = re.compile(
     r"|CREDENTIAL|PASSPHRASE|PASSW|SECRET|(?:ACCESS|API|PRIVATE)KEY"
     r"|(?:^|_)(?:AUTH|COOKIES?|DSN|JWT|KEYS?|PAT|SAS|TOKENS?)(?:_|$)|_PWD(?:_|$)|(?:PASS|TOKEN)$"
 )
-# Addresses with a name and a password, or with a signature.
+# Addresses with a name and a password, or with a signature; and lists of a connection's settings.
 _ADDRESSES_WITH_SECRETS = re.compile(
-    r"://[^/?#\s]+@|[?&][^=&\s]*(?:credential|key|passw|secret|sig|token)[^=&\s]*=", re.IGNORECASE
+    r"://[^/?#\s]+@|[?&][^=&\s]*(?:credential|key|passw|secret|sig|token)[^=&\s]*="
+    r"|(?:^|[;,\s])(?:accountkey|password|pwd|sharedaccesskey)\s*=",
+    re.IGNORECASE,
 )
 # Ray's processes know each other by its token.
 _OF_RAY = "RAY_"

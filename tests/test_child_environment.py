@@ -57,6 +57,8 @@ SECRETS = {
     "STRIPE_APIKEY": "hush-w",
     "HTTPS_PROXY": "http://someone:hush-x@proxy.example.com:3128",
     "DATABASE_URL": "postgres://hush-y@127.0.0.1/db",
+    "ConnectionStrings__Default": "Server=db; User Id=someone; Password = hush-1;",
+    "QUEUE": "Endpoint=sb://x/;SharedAccessKeyName=a;SharedAccessKey=hush-2",
     "DOWNLOAD": "https://store.example.com/file?token=hush-z",
 }
 HARMLESS = {
@@ -72,6 +74,7 @@ HARMLESS = {
     "HTTP_PROXY": "http://proxy.example.com:3128",
     "NO_PROXY": "localhost,user@example.com",
     "JAVA_TOOL_OPTIONS": "-Xmx1g",
+    "LS_COLORS": "*.key=00;32:*.pwd.x=00",
 }
 # Processes that are servers themselves, and answer by the keys: by file and call.
 SERVERS = {
