@@ -21,12 +21,12 @@ from policy_server.errors import SettingsError
 
 __all__ = [
     "ENV_PREFIX",
+    "SECRET_VARIABLES",
     "Engine",
     "LogFormat",
     "Settings",
     "find_log_format",
     "read_settings",
-    "without_secrets",
     "without_variables",
 ]
 
@@ -496,48 +496,35 @@ def _origin(text: str) -> str:
     return origin
 
 
-# The variables whose values nobody may see.
-_SECRETS = frozenset(
+SECRET_VARIABLES = frozenset(
     f"{ENV_PREFIX}{name.upper()}"
     for name, field in Settings.model_fields.items()
     if field.annotation == SecretStr | None
 )
+"""The variables whose values nobody may see, in upper case."""
 # Those that are not in the environment for the moment.
 _hidden: dict[str, str] = {}
 
 
 @contextlib.contextmanager
-def without_secrets() -> Iterator[None]:
-    """Hide the secrets from the processes that are started while the block runs.
-
-    `read_settings` finds them all the same.
-    """
-    with without_variables(lambda name: name.upper() in _SECRETS) as hidden:
-        _hidden.update(hidden)
-        try:
-            yield
-        finally:
-            for name in hidden:
-                _hidden.pop(name, None)
-
-
-@contextlib.contextmanager
-def without_variables(is_hidden: Callable[[str], bool]) -> Iterator[Mapping[str, str]]:
+def without_variables(is_hidden: Callable[[str, str], bool]) -> Iterator[None]:
     """Take variables out of the environment while the block runs.
 
-    Args:
-        is_hidden: returns whether to take out the variable of a name.
+    `read_settings` finds settings among them all the same.
 
-    Yields:
-        The values of those that were taken out, by their names.
+    Args:
+        is_hidden: returns whether to take out the variable of a name and a value.
     """
-    hidden = {name: text for name, text in os.environ.items() if is_hidden(name)}
+    hidden = {name: text for name, text in os.environ.items() if is_hidden(name, text)}
+    _hidden.update(hidden)
     for name in hidden:
         del os.environ[name]
     try:
-        yield hidden
+        yield
     finally:
         os.environ.update(hidden)
+        for name in hidden:
+            _hidden.pop(name, None)
 
 
 def _is_redis_url(text: str) -> bool:
@@ -593,7 +580,7 @@ def read_settings(
         expected = problem["msg"].removeprefix("Input should be ")
         if problem["type"] == "int_parsing_size":
             expected = "an integer of fewer digits"
-        is_secret = f"{ENV_PREFIX}{field.upper()}" in _SECRETS
+        is_secret = f"{ENV_PREFIX}{field.upper()}" in SECRET_VARIABLES
         got = "" if is_secret else f", got {problem['input']!r}"
         name = field if field in given else f"{ENV_PREFIX}{field.upper()}"
         raise SettingsError(f"{name}: expected {expected}{got}") from error
@@ -617,7 +604,11 @@ def _of_the_environment_alone() -> dict[str, Any]:
         text = here.get(f"{ENV_PREFIX}{name.upper()}")
         if text == "":
             found[name] = fields[name].get_default(call_default_factory=True)
-    hidden = {name[prefix:].lower(): text for name, text in _hidden.items() if text}
+    hidden = {
+        name[prefix:].lower(): text
+        for name, text in _hidden.items()
+        if text and name.upper().startswith(ENV_PREFIX)
+    }
     return {**found, **hidden}
 
 

@@ -10,19 +10,11 @@ import ctypes
 import os
 import signal
 import sys
-from pathlib import Path
 
-__all__ = ["end_with", "environment_of_child"]
+__all__ = ["end_with"]
 
 # Of prctl(2).
 _SET_PARENT_DEATH_SIGNAL = 1
-_ROOT = Path(__file__).parents[1]
-
-
-def environment_of_child() -> dict[str, str]:
-    """Return the variables of a child that calls `end_with`: it finds this package anywhere."""
-    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def end_with(parent: int) -> None:

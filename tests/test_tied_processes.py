@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from policy_server.tied_processes import environment_of_child
+from policy_server.child_environment import environment_of_child
 from tests.support.processes import child, command_line, descendants, is_running, run
 from tests.support.waiting import wait_until
 

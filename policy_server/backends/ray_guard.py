@@ -27,6 +27,9 @@ def start_guard(folder: Path) -> subprocess.Popen[bytes]:
     Raises:
         OSError, ValueError: if the folder does not say whose Ray it is.
     """
+    # The guard, which runs this file too, reads no settings.
+    from policy_server.child_environment import environment_of_child
+
     # In a session of its own: a Ctrl+C is for the server.
     return subprocess.Popen(  # noqa: S603 -- this interpreter and a module of ours
         [sys.executable, "-m", GUARD, str(server_of(folder)), str(folder)],
@@ -34,6 +37,7 @@ def start_guard(folder: Path) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env=environment_of_child(),
         start_new_session=True,
     )
 

@@ -12,7 +12,7 @@ from policy_server.commands.drafted_observations import draft_observations
 from policy_server.commands.policy_files import find_source, signature_of, unzipped_model
 from policy_server.errors import ModelError, SchemaError, SeveralPoliciesError, printable
 from policy_server.files.atomic import write_whole
-from policy_server.policy import ActionComponent, PolicySignature
+from policy_server.policy import ActionComponent, PolicySignature, distinct_names
 from policy_server.schema import (
     ServerSchema,
     can_stand_in_an_address,
@@ -163,12 +163,12 @@ def _draft_actions(signature: PolicySignature) -> str:
     known = [part.name for part in parts if part.name is not None]
     if len(set(known)) == len(parts):
         # A policy that describes itself.
-        names = known
+        names = list(distinct_names(known))
     return "actions:\n" + "".join(map(_draft_action, names, parts))
 
 
 def _draft_action(name: str, part: ActionComponent) -> str:
-    if part.labels is not None:
+    if part.labels is not None and len(set(part.labels)) == len(part.labels):
         return f"  {name}:\n    labels: {json.dumps(part.labels, ensure_ascii=False)}\n"
     if part.kind == "categorical":
         some = ", ".join(f"choice_{index}" for index in range(min(part.size, _SOME_LABELS)))

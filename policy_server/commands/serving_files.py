@@ -1,23 +1,30 @@
 """The files and the socket that a server is started with, looked at before uvicorn starts.
 
 uvicorn itself ends with a traceback where one of them is wrong, the socket only after the policy is
-loaded.
+loaded; with several workers it starts them again and again.
 """
 
 from __future__ import annotations
 
-import os
-import ssl
 from collections.abc import Mapping
-from pathlib import Path
 
 from policy_server.errors import SettingsError, UsageError
 from policy_server.ports import check_unix_socket, remove_dead_unix_socket
+from policy_server.tls_files import PASSWORD_VARIABLE, TlsFiles, has_terminal
 
 __all__ = ["check_serving_files"]
 
-_CERTIFICATE, _KEY, _AUTHORITIES = "ssl_certfile", "ssl_keyfile", "ssl_ca_certs"
-_PASSWORD = "UVICORN_SSL_KEYFILE_PASSWORD"  # noqa: S105 -- a variable's name
+_OF_TLS = (
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_keyfile_password",
+    "ssl_ca_certs",
+    "ssl_ciphers",
+    "ssl_version",
+    "ssl_cert_reqs",
+)
+# One process asks for a password itself.
+_ALONE = (None, 1, "1", "")
 
 
 def check_serving_files(
@@ -36,16 +43,28 @@ def check_serving_files(
         SettingsError: naming the file that can't be used, and why.
     """
     _check_socket(options, environment)
-    given = {}
-    for option in (_CERTIFICATE, _KEY, _AUTHORITIES):
-        file = options.get(option) or environment.get(f"UVICORN_{option.upper()}")
-        if file:
-            given[option] = str(file)
-            _check_readable(_named(option), str(file))
-    if _CERTIFICATE in given:
-        _check_certificate(given, environment.get(_PASSWORD))
-    elif _KEY in given:
-        raise UsageError(f"{_named(_KEY)}: is of no use alone; give {_named(_CERTIFICATE)} too")
+    given = {
+        name: str(value)
+        for name in _OF_TLS
+        if (value := options.get(name) or environment.get(f"UVICORN_{name.upper()}"))
+    }
+    if not given.keys() & {"ssl_certfile", "ssl_keyfile"}:
+        return
+    files = TlsFiles(
+        given.get("ssl_certfile"),
+        key=given.get("ssl_keyfile"),
+        authorities=given.get("ssl_ca_certs"),
+        password=given.get("ssl_keyfile_password"),
+        ciphers=given.get("ssl_ciphers"),
+        version=_number(given.get("ssl_version"), TlsFiles.version),
+        client_certificates=_number(given.get("ssl_cert_reqs"), TlsFiles.client_certificates),
+    )
+    workers = options.get("workers") or environment.get("WEB_CONCURRENCY")
+    if files.check() and workers not in _ALONE and not has_terminal():
+        raise SettingsError(
+            f"--ssl-keyfile: {files.key or files.certificate}: is encrypted, and there is no "
+            f"terminal to ask for its password; set it in {PASSWORD_VARIABLE}"
+        )
 
 
 def _check_socket(options: Mapping[str, str | int | None], environment: Mapping[str, str]) -> None:
@@ -60,48 +79,6 @@ def _check_socket(options: Mapping[str, str | int | None], environment: Mapping[
         remove_dead_unix_socket(str(path))
 
 
-def _check_readable(option: str, path: str) -> None:
-    try:
-        with Path(path).open("rb"):
-            """uvicorn reads it."""
-    except OSError as error:
-        raise SettingsError(
-            f"{option}: {path}: expected a file that can be read: {os.strerror(error.errno or 0)}"
-        ) from error
-
-
-def _check_certificate(given: Mapping[str, str], password: str | None) -> None:
-    """Refuse files that are no certificate, no key of it, or no certificates of authorities."""
-    asked: list[bool] = []
-
-    def answer() -> str:
-        asked.append(True)
-        return password or ""
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate, key = given[_CERTIFICATE], given.get(_KEY)
-    try:
-        context.load_cert_chain(certificate, key, answer)
-    except (OSError, ValueError) as error:
-        if asked and password is None:
-            # A person types the password when uvicorn asks for it.
-            return
-        files = f"{certificate} and {key}" if key else certificate
-        raise SettingsError(
-            f"{_named(_CERTIFICATE)}: {files}: expected a certificate and its key, in PEM: {error}"
-        ) from error
-    if _AUTHORITIES in given:
-        try:
-            context.load_verify_locations(given[_AUTHORITIES])
-        except (OSError, ValueError) as error:
-            raise SettingsError(
-                f"{_named(_AUTHORITIES)}: {given[_AUTHORITIES]}: expected certificates, in PEM: "
-                f"{error}"
-            ) from error
-
-
-def _named(option: str) -> str:
-    # `serve` has no option for it.
-    return (
-        f"UVICORN_{option.upper()}" if option == _AUTHORITIES else f"--{option.replace('_', '-')}"
-    )
+def _number(text: str | None, default: int) -> int:
+    # uvicorn refuses a text that is no number itself.
+    return int(text) if text is not None and text.isdecimal() else default

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from policy_server import errors
+from policy_server.child_environment import environment_of_child
 from policy_server.engine.cache import (
     Outcome,
     decode,
@@ -37,7 +38,7 @@ from policy_server.policy import PolicySignature
 from policy_server.process_memory import bound_further_memory
 from policy_server.schema import ServerSchema
 from policy_server.settings import Engine, Settings
-from policy_server.tied_processes import end_with, environment_of_child
+from policy_server.tied_processes import end_with
 
 __all__ = ["PROGRAM", "check_policy", "find_compiled", "find_signature", "main"]
 

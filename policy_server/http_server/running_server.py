@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
 import inspect
 import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from policy_server.http_server.hot_requests import HotRoutes
 from policy_server.http_server.many_accepts import accept_many_a_turn
 from policy_server.http_server.protocols import use_protocols
 from policy_server.ports import check_unix_socket, free_port, open_listener, reason_of
+from policy_server.tls_files import PASSWORD_VARIABLE, TlsFiles, has_terminal
 
 __all__ = ["Address", "HttpServer", "find_http_server"]
 
@@ -119,13 +122,16 @@ class HttpServer:
         accept_many_a_turn()
 
     def claim(self) -> None:
-        """Refuse an address that is taken; choose the port now where uvicorn was to choose one.
+        """Refuse TLS that can't be, or an address that is taken; choose a port that is left open.
 
-        uvicorn itself opens the port only when all is loaded, and does not tell which one it chose.
+        uvicorn itself loads certificates and opens the port only when all is loaded, and does not
+        tell which port it chose.
 
         Raises:
-            SettingsError: if another program has it, or it is none of this machine's.
+            SettingsError: if a certificate, its key or another option of TLS can't be used, if
+                another program has the address, or it is none of this machine's.
         """
+        self._check_tls()
         if self.config.uds is not None and not self.sockets:
             check_unix_socket(self.config.uds)
         if self.port is None:
@@ -142,6 +148,27 @@ class HttpServer:
                 f"port {self.config.port} of {host or 'all addresses'} can't be used: "
                 f"{reason_of(error)}; stop what has it, or choose another with --port"
             ) from error
+
+    def _check_tls(self) -> None:
+        """Refuse options of TLS that uvicorn could not use, and ask for the key's password."""
+        config = self.config
+        # A worker's uvicorn has loaded them before it imports the application.
+        is_loaded = hasattr(config, "ssl")
+        if is_loaded or not config.is_ssl or config.ssl_context_factory is not None:
+            return
+        files = TlsFiles(
+            _path(config.ssl_certfile),
+            key=_path(config.ssl_keyfile),
+            authorities=_path(config.ssl_ca_certs),
+            password=config.ssl_keyfile_password,
+            ciphers=config.ssl_ciphers,
+            version=config.ssl_version,
+            client_certificates=config.ssl_cert_reqs,
+        )
+        if files.check():
+            # OpenSSL would ask too, and a wrong answer would be a traceback.
+            config.ssl_keyfile_password = _password_of(files)
+            replace(files, password=config.ssl_keyfile_password).check()
 
     def address(self) -> Address:
         """Return the address by which people reach the server."""
@@ -188,6 +215,26 @@ def _is_option_given() -> bool:
         text == _OPTION or text.startswith(f"{_OPTION}=") for text in sys.argv[1:]
     )
     return is_on_command_line or bool(os.environ.get(_VARIABLE))
+
+
+def _path(given: str | os.PathLike[str] | None) -> str | None:
+    return None if given is None else os.fspath(given)
+
+
+def _password_of(files: TlsFiles) -> str:
+    """Return the password of an encrypted key: a person's, or the first line of standard input."""
+    path, password = files.key or files.certificate, ""
+    with suppress(EOFError, KeyboardInterrupt, OSError):
+        if has_terminal():
+            password = getpass.getpass(f"Password of the key {path}: ")
+        elif sys.stdin is not None:
+            password = sys.stdin.readline().rstrip("\n")
+    if not password:
+        raise SettingsError(
+            f"--ssl-keyfile: {path}: is encrypted, and no password was given; set it in "
+            f"{PASSWORD_VARIABLE}"
+        )
+    return password
 
 
 def _name_of(given: socket.socket) -> tuple[str, int] | str:

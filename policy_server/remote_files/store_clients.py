@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from policy_server.child_environment import whole_environment
 from policy_server.installation import require
 from policy_server.remote_files.uris import RemoteUri
 
@@ -31,7 +32,8 @@ def s3_client(uri: RemoteUri, *, silence_s: float) -> Any:  # noqa: ANN401 -- bo
     config = Config(
         connect_timeout=silence_s, read_timeout=silence_s, retries={"total_max_attempts": 1}
     )
-    return boto3.session.Session().client("s3", config=config)
+    with whole_environment():
+        return boto3.session.Session().client("s3", config=config)
 
 
 def google_client(uri: RemoteUri) -> Client:
@@ -47,4 +49,5 @@ def google_client(uri: RemoteUri) -> Client:
     from google.cloud import storage
 
     # Reading needs no project, and outside of Google's machines there may be none.
-    return storage.Client(project=None)
+    with whole_environment():
+        return storage.Client(project=None)

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 import orjson
 
+from policy_server.child_environment import environment_of_child
 from policy_server.errors import SdkError
 from policy_server.files.atomic import scratch_folder
 from policy_server.files.file_work import finish_in_thread, opened_in_thread
@@ -30,7 +31,6 @@ from policy_server.sdk.mends import mend
 from policy_server.sdk.names import names_by_model, observation_names
 from policy_server.sdk.openapi_document import Document
 from policy_server.sdk.readme import observation_model, render_readme
-from policy_server.tied_processes import environment_of_child
 
 __all__ = ["Files", "generate", "generator_version"]
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -164,3 +167,66 @@ def test_each_part_is_drafted_with_a_name_of_its_own() -> None:
     assert schema.width == 11
     assert schema.observations is not None
     assert schema.observations[0].description == "'speed x' in the environment"
+
+
+BOUNDS = [
+    (None, None),
+    (0.0, None),
+    (None, 1.0),
+    (-2.5, 3.0),
+    (0.75, 1.5),
+    (1.0, 1.0),
+    (0.0, 1e16),
+    (-1e300, 1e300),
+    (3.0, 1.0),
+]
+
+
+def parts_of(
+    kind: Literal["box", "one_hot", "binary"], shape: tuple[int, ...], *, is_integer: bool | None
+) -> Iterator[ObservationPart]:
+    """Give the parts of a kind that a file can tell; None leaves out whether it has integers."""
+    items = math.prod(shape)
+    sizes = [(4,) * items, tuple(range(2, 2 + items))] if kind == "one_hot" else [()]
+    told = {} if is_integer is None else {"is_integer": is_integer}
+    for size, (low, high), is_normalized in itertools.product(sizes, BOUNDS, [False, True]):
+        bounds = {"low": low, "high": high, "is_normalized": is_normalized}
+        yield ObservationPart("gear", kind, shape, size, **{**told, **bounds})  # type: ignore[arg-type]  # of several types
+
+
+@pytest.mark.parametrize("is_integer", [True, False, None], ids=["whole", "any", "left out"])
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("kind", ["box", "one_hot", "binary"])
+def test_draft_of_each_part_is_taken_by_its_policy(
+    kind: Literal["box", "one_hot", "binary"], shape: tuple[int, ...], *, is_integer: bool | None
+) -> None:
+    for part in parts_of(kind, shape, is_integer=is_integer):
+        signature = signature_of(components_of(("categorical", 2)), width=part.columns)
+        signature = PolicySignature(**{**vars(signature), "observation_parts": (part,)})
+        text = draft_observations(signature)
+
+        space = space_of(f"observations:\n{text}parameters: {{api_key: k}}", signature)
+
+        value = np.ones(shape if "shape:" in text else part.items, int).tolist()
+        body = {"gear": value if shape else value[0]}
+        row = space.parse_named(json.dumps(body).encode())
+        places = [int(column == 1) for size in part.sizes for column in range(size)]
+        assert list(row) == (places or [1] * part.items), text
+
+
+def test_draft_of_flags_has_their_bounds_and_of_integers_whole_ones() -> None:
+    parts = (
+        ObservationPart("lit", "binary", (2,)),
+        ObservationPart("gear", "box", (), is_integer=True, low=-2.5, high=3.5),
+        ObservationPart("grid", "one_hot", (2, 2), (3, 3, 3, 3)),
+        ObservationPart("none", "box", (), is_integer=True, low=0.25, high=0.75),
+    )
+    signature = signature_of(components_of(("categorical", 2)), width=16)
+    signature = PolicySignature(**{**vars(signature), "observation_parts": parts})
+
+    assert draft_observations(signature) == (
+        '  lit: {type: "List[int]", min_items: 2, max_items: 2, minimum: 0, maximum: 1}\n'
+        "  gear: {type: int, minimum: -2, maximum: 3}\n"
+        '  grid: {type: "List[int]", one_hot: 3, shape: [2, 2]}\n'
+        "  none: {type: int}\n"
+    )

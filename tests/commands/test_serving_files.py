@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from policy_server.commands import serving_files
 from policy_server.commands.serving_files import check_serving_files
 from policy_server.errors import SettingsError, UsageError
 from tests.support.certificates import write_certificate
@@ -44,18 +45,21 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "--ssl-certfile: none: expected a file that can be read: No suc",
         ),
         ({"ssl_certfile": "."}, "--ssl-certfile: .: expected a file that can be read: Is a direct"),
-        ({"ssl_certfile": "text.pem"}, "--ssl-certfile: text.pem: expected a certificate and its"),
+        (
+            {"ssl_certfile": "text.pem"},
+            "--ssl-certfile: text.pem: expected a certificate in PEM, got ",
+        ),
         (
             {"ssl_certfile": "own.pem", "ssl_keyfile": "none"},
             "--ssl-keyfile: none: expected a file that can be read: No such file or directory",
         ),
         (
             {"ssl_certfile": "own.pem", "ssl_keyfile": "other.pem"},
-            "--ssl-certfile: own.pem and other.pem: expected a certificate and its key",
+            "--ssl-keyfile: other.pem: expected the key of the certificate own.pem, got that of",
         ),
         (
             {"ssl_certfile": "own.pem", "ssl_ca_certs": "text.pem"},
-            "UVICORN_SSL_CA_CERTS: text.pem: expected certificates",
+            "--ssl-ca-certs (UVICORN_SSL_CA_CERTS): text.pem: expected certificates in PEM",
         ),
     ],
     ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
@@ -117,8 +121,38 @@ def test_files_that_uvicorn_can_use_are_taken(
 def test_wrong_password_is_refused_without_asking_for_one() -> None:
     options = {"ssl_certfile": "own.pem", "ssl_keyfile": "locked.pem"}
 
-    with pytest.raises(SettingsError, match=r"own\.pem and locked\.pem: expected a certificate"):
+    with pytest.raises(SettingsError, match=r"--ssl-keyfile: locked\.pem: is not opened by"):
         check_serving_files(options, {"UVICORN_SSL_KEYFILE_PASSWORD": "other"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("UVICORN_SSL_CIPHERS", "none", "--ssl-ciphers: OpenSSL has none of 'none'"),
+        ("UVICORN_SSL_VERSION", "99", "--ssl-version: expected a protocol of servers"),
+        ("UVICORN_SSL_CERT_REQS", "7", "--ssl-cert-reqs: expected 0, 1 or 2, got 7"),
+    ],
+)
+def test_option_of_tls_that_no_worker_could_use_is_refused(
+    variable: str, text: str, message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        check_serving_files({"ssl_certfile": "own.pem"}, {variable: text})
+
+
+@pytest.mark.parametrize("has_terminal", [True, False], ids=["terminal", "no terminal"])
+@pytest.mark.parametrize("workers", [None, 1, 2])
+def test_workers_are_not_started_where_none_can_ask_for_the_password(
+    workers: int | None, *, has_terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_files, "has_terminal", lambda: has_terminal)
+    options = {"ssl_certfile": "own.pem", "ssl_keyfile": "locked.pem", "workers": workers}
+
+    if workers == 2 and not has_terminal:
+        with pytest.raises(SettingsError, match=r"--ssl-keyfile: locked\.pem: is encrypted, and"):
+            check_serving_files(options, {})
+    else:
+        check_serving_files(options, {})
 
 
 def test_socket_in_a_folder_that_is_missing_is_refused() -> None:

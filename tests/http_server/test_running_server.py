@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import getpass
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvicorn
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from starlette.types import Receive, Scope, Send
 
 from policy_server.errors import SettingsError
+from policy_server.http_server import running_server
 from policy_server.http_server.running_server import HttpServer, find_http_server
+from tests.support.certificates import write_certificate
 from tests.support.servers import silent
 
 
@@ -187,3 +197,68 @@ async def test_uvicorn_is_found_from_the_lifespan_and_only_there() -> None:
 
     assert find_http_server() is None
     assert [server.config for server in found if server is not None] == [config]
+
+
+def test_wrong_files_of_tls_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    own, other = tmp_path / "own.pem", tmp_path / "other.pem"
+    write_certificate(own)
+    write_certificate(other)
+
+    with pytest.raises(SettingsError, match=r"--ssl-keyfile: \S+other\.pem: expected the key of"):
+        server_of(port=0, ssl_certfile=own, ssl_keyfile=other).claim()
+
+
+def test_context_of_tls_that_a_program_makes_is_its_own() -> None:
+    server_of(port=0, ssl_certfile="none", ssl_context_factory=lambda *_: None).claim()
+
+
+def test_files_of_tls_that_uvicorn_has_loaded_are_not_read_again() -> None:
+    server = server_of(port=0, ssl_certfile="none", ssl_keyfile="none")
+    server.config.ssl = None
+
+    server.claim()
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("word", None),
+        ("other", "is not opened by the password that was given"),
+        ("", "is encrypted, and no password was given; set it in UVICORN_SSL_KEYFILE_PASSWORD"),
+        (EOFError(), "is encrypted, and no password was given"),
+        (KeyboardInterrupt(), "is encrypted, and no password was given"),
+    ],
+    ids=["right", "wrong", "none", "end of input", "Ctrl-C"],
+)
+@pytest.mark.parametrize("has_terminal", [True, False], ids=["terminal", "input"])
+def test_password_of_the_key_is_asked_for_once(
+    typed: str | BaseException,
+    message: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    has_terminal: bool,
+) -> None:
+    own, locked = tmp_path / "own.pem", tmp_path / "locked.pem"
+    write_certificate(own)
+    key = load_pem_private_key(own.read_bytes(), None)
+    encryption = BestAvailableEncryption(b"word")
+    locked.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+    server = server_of(port=0, ssl_certfile=own, ssl_keyfile=locked)
+
+    def answer(prompt: str = str(locked)) -> str:
+        assert str(locked) in prompt
+        if isinstance(typed, BaseException):
+            raise typed
+        return typed
+
+    monkeypatch.setattr(running_server, "has_terminal", lambda: has_terminal)
+    monkeypatch.setattr(getpass, "getpass", answer)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(readline=answer))
+
+    if message is None:
+        server.claim()
+        assert server.config.ssl_keyfile_password == "word"
+    else:
+        with pytest.raises(SettingsError, match=message):
+            server.claim()

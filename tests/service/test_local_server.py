@@ -8,15 +8,18 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.support.certificates import write_certificate
 from tests.support.folders import EXPORTS
 from tests.support.library_policies import POLICIES, cases_of
-from tests.support.processes import descendants, is_running
+from tests.support.processes import descendants, is_running, run
 from tests.support.server_processes import (
     KEY,
     compiled_home_of,
@@ -360,6 +363,39 @@ def test_workers_log_json_too_where_uvicorn_is_given_the_file(tmp_path: Path) ->
 
     events = [json.loads(line) for line in server.output().splitlines()]
     assert {event["pid"] == parent for event in events} == {True, False}
+
+
+UVICORN = (sys.executable, "-m", "uvicorn", "app:app", "--port", "0")
+SERVE = (sys.executable, "generate.py", "serve", "--port", "0", "--workers", "2")
+RUN = """
+import sys, uvicorn
+uvicorn.run("app:app", port=0, ssl_certfile=sys.argv[2], ssl_keyfile=sys.argv[4])
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [(UVICORN, 3), (SERVE, 1), ((sys.executable, "-c", RUN), 3)],
+    ids=["uvicorn", "serve", "uvicorn.run"],
+)
+@pytest.mark.parametrize(
+    ("key", "fault"),
+    [("none", "expected a file that can be read"), ("other.pem", "expected the key of the cert")],
+    ids=["missing", "another's"],
+)
+def test_wrong_key_of_tls_is_one_line(
+    command: Sequence[str], status: int, key: str, fault: str, tmp_path: Path
+) -> None:
+    certificate, other = tmp_path / "own.pem", tmp_path / "other.pem"
+    write_certificate(certificate)
+    write_certificate(other)
+    environment = {**os.environ, **LOCAL, "POLICY_SERVER_LOG_FORMAT": "text"}
+    files: list[str | Path] = ["--ssl-certfile", certificate, "--ssl-keyfile", tmp_path / key]
+
+    ended = run(*command, *files, environment=environment, timeout_s=150, status=status)
+
+    (line,) = (ended.stdout + ended.stderr).splitlines()
+    assert f": --ssl-keyfile: {tmp_path / key}: {fault}" in line
 
 
 @pytest.mark.parametrize("way", ["--uds", "--ssl", "--port"])

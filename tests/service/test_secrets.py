@@ -21,6 +21,8 @@ POLICY = ROOT / "tests" / "data" / "policies" / "onnx_actor_logits_dynamic"
 API, LISTED, ADMIN, SCRAPER, STATE = (f"marked-{name}-0f9d7c25e1" for name in "abcde")
 KEYS = (API, LISTED, ADMIN, SCRAPER, STATE)
 KEPT = "marked-f-0f9d7c25e1"
+# Credentials of other programs, in variables of the same environment.
+FOREIGN = "marked-g-0f9d7c25e1"
 
 
 @pytest.fixture
@@ -44,6 +46,9 @@ def server(tmp_path: Path, folder: Path) -> Iterator[Server]:
         "POLICY_SERVER_METRICS_KEY": SCRAPER,
         "POLICY_SERVER_STATE_KEY": STATE,
         "POLICY_SERVER_LOG_LEVEL": "DEBUG",
+        "AWS_SECRET_ACCESS_KEY": FOREIGN,
+        "HF_TOKEN": FOREIGN,
+        "GRAFANA_PASSWORD": FOREIGN,
         # Ray's sockets lie there, whose paths are short.
         "TMPDIR": str(folder),
         "RAY_TMPDIR": str(folder),
@@ -84,7 +89,7 @@ def test_no_key_is_written_or_shown(server: Server, tmp_path: Path, folder: Path
     assert 'policy_server_key_requests_total{key="listed"}' in pages[0].text
     assert [path for path in written if "session_" in path and path.endswith(".log")], list(written)
     assert '"key"' in server.output() or "key=" in server.output()
-    for key in (*KEYS, KEPT):
+    for key in (*KEYS, KEPT, FOREIGN):
         assert not [text for text in (*shown, *titles, server.output()) if key in text]
         assert not [text for text in environments if key.encode() in text]
         assert not [path for path, content in written.items() if key.encode() in content]

@@ -62,7 +62,7 @@ def without_proxies() -> Iterator[None]:
     Ray's processes call each other by the machine's own address, which NO_PROXY rarely lists; gRPC
     would ask the proxy for it. Remote files are fetched before Ray starts.
     """
-    with without_variables(lambda name: name.lower() in _PROXIES):
+    with without_variables(lambda name, _: name.lower() in _PROXIES):
         yield
 
 

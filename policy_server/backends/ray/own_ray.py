@@ -37,7 +37,8 @@ from policy_server.backends.ray_processes import (
     remove_dead_rays,
 )
 from policy_server.backends.ray_pulse import WatchedProcess, are_running
-from policy_server.settings import Settings, without_secrets
+from policy_server.child_environment import without_secrets
+from policy_server.settings import Settings
 from policy_server.telemetry import adopt_loggers
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from policy_server.child_environment import environment_of_child
 from policy_server.errors import ModelError, NotReadyError
 from policy_server.formats.keras import weights_process
 from policy_server.installation import require
-from policy_server.tied_processes import environment_of_child
 
 __all__ = ["WEIGHTS_FILE", "Weights", "read_weights"]
 

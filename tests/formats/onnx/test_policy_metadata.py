@@ -104,6 +104,40 @@ def test_schema_is_drafted_with_the_names_of_the_file(folder: Path) -> None:
     assert [item.name for item in schema.observations or ()] == ["speed", "slope"]
 
 
+def test_schema_is_drafted_where_integers_are_told_by_their_kind_alone(folder: Path) -> None:
+    gear = {"key": "gear", "kind": "one_hot", "sizes": [2]}
+    change(folder, POLICY_KEY, lambda p: p["observation"].update(parts=[gear]))
+
+    schema = parse_schema(draft_schema(folder / "policy.onnx", read_settings()))
+
+    assert load_policy(folder, schema).signature.observation_width == 2
+    (field,) = schema.observations or ()
+    assert (field.kind, field.one_hot) == ("int", (2,))
+
+
+@pytest.mark.parametrize(
+    ("told", "name", "labels"),
+    [
+        ({"name": "a: b"}, "a__b", ("first", "second", "third")),
+        ({"name": ""}, "_", ("first", "second", "third")),
+        ({"name": "1"}, "_1", ("first", "second", "third")),
+        ({"labels": ["a", "a", "b"]}, "gear", None),
+        ({"labels": ["", "", ""]}, "gear", None),
+    ],
+    ids=["no word", "empty", "digit", "labels that repeat", "empty labels"],
+)
+def test_schema_is_drafted_where_the_file_has_words_that_it_cannot_have(
+    told: dict[str, Any], name: str, labels: tuple[str, ...] | None, folder: Path
+) -> None:
+    change(folder, POLICY_KEY, lambda p: component(p).update(told))
+
+    schema = parse_schema(draft_schema(folder / "policy.onnx", read_settings()))
+
+    load_policy(folder, schema)
+    (action,) = schema.actions or ()
+    assert (action.name, action.labels, action.choices) == (name, labels, 3)
+
+
 def test_schema_of_another_name_leaves_the_labels_of_the_file(folder: Path) -> None:
     policy = load_policy(folder, parse_schema("actions: {shift: {choices: 3}}\nparameters: {}"))
 
