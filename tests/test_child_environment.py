@@ -65,7 +65,6 @@ HARMLESS = {
     "POLICY_SERVER_MAX_KEY_SESSIONS": "3",
     "POLICY_SERVER_LOG_FORMAT": "text",
     "LD_LIBRARY_PATH": "/opt/lib",
-    "PYTHONPATH": "/opt/python",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "KEYBOARD": "de",
