@@ -302,6 +302,7 @@ FAULTS = {
         "Ray's agents stopped, and the only replica killed", _agents_and_replica, after_s=40
     ),
     "guard": _fault("the guard of Ray killed", killed("ray_guard")),
+    "guard-still": _fault("the guard of Ray stopped", killed("ray_guard", number=_STOP)),
     "all": _fault("raylet and both replicas killed", killed(_RAYLET, "ray::"), replicas=2),
     "whole": _fault("raylet, GCS and both replicas killed", killed(*_ALL), replicas=2),
     "raylet-still": _fault("raylet stopped", killed(_RAYLET, number=_STOP), after_s=40),

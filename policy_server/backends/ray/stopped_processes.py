@@ -43,6 +43,7 @@ class Standstill:
 
     Attributes:
         seconds: the time between the first look and the last one; 0 after one.
+        was_killed: whether SIGKILL was sent for that, which goes to no other user's process.
     """
 
     def __init__(self, *, longest_between_s: float) -> None:
@@ -52,6 +53,7 @@ class Standstill:
             longest_between_s: the most that counts of the time between two looks, in seconds.
         """
         self.seconds = 0.0
+        self.was_killed = False
         self._longest_between_s = longest_between_s
         self._stop = ""
         self._looked_at = 0.0
@@ -116,8 +118,9 @@ class StoppedProcesses:
                 if standstill.seconds:
                     for replica in connected:
                         replica.stopped_at = time.monotonic()
-                if standstill.seconds >= self._after_s:
-                    _end(pid, connected)
+                if standstill.seconds >= self._after_s and not standstill.was_killed:
+                    standstill.was_killed = True
+                    _kill(pid, connected)
 
     def _replicas(self) -> dict[int, list[ConnectedReplica]]:
         """Return the connected replicas of this machine, by the ids of their processes."""
@@ -149,7 +152,7 @@ class StoppedProcesses:
         yield from (pid for pid, parent in self._known.items() if parent in parents)
 
 
-def _end(pid: int, connected: Collection[ConnectedReplica]) -> None:
+def _kill(pid: int, connected: Collection[ConnectedReplica]) -> None:
     """Kill a process, and log that.
 
     Args:

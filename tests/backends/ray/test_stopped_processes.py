@@ -18,6 +18,7 @@ from policy_server.backends.ray.cluster import RayCluster
 from policy_server.backends.ray.direct_calls import ConnectionLostError, DirectCalls
 from policy_server.backends.ray.membership import ClusterMember
 from policy_server.backends.ray.stopped_processes import Standstill, StoppedProcesses
+from policy_server.backends.ray_processes import Process
 from policy_server.policy import PolicyOutputs
 from policy_server.settings import Settings
 from tests.support.call_replicas import (
@@ -104,6 +105,22 @@ async def test_worker_of_ray_that_is_stopped_is_killed(
     assert [(each["msg"], each["replica_pid" if is_replica else "ended"]) for each in told] == [
         (expected, process.pid)
     ]
+
+
+async def test_process_that_may_not_be_killed_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As that of another user.
+    monkeypatch.setattr(Process, "kill", lambda _: None)
+    with titled(WORKERS["controller"]) as first, titled(WORKERS["replica"]) as second:
+        async with looking():
+            first.send_signal(signal.SIGSTOP)
+            await until(lambda: "ray_stands_still" in caplog.messages)
+            # It is looked at as often again meanwhile.
+            second.send_signal(signal.SIGSTOP)
+            await until(lambda: "replica_stands_still" in caplog.messages)
+
+    assert caplog.messages.count("ray_stands_still") == 1
 
 
 async def test_agents_of_ray_and_other_programs_that_are_stopped_are_left_alone() -> None:
