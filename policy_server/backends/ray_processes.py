@@ -30,10 +30,13 @@ __all__ = [
     "agents_in",
     "end_ray_in",
     "make_rays_folder",
+    "parent_of",
     "rays_of",
     "remove_dead_rays",
     "server_of",
+    "stop_of",
     "use_of",
+    "worker_title",
 ]
 
 # The module of the process that ends what a killed server has left.
@@ -57,8 +60,13 @@ _TITLES = (
     *(b"ray::", b"/ray/core/src/ray/", b"/ray/dashboard/"),
     *(b"/ray/_private/runtime_env/agent/", b"/ray/_private/workers/default_worker.py"),
 )
+# Those of the raylet's agents once they run, and of its other children: its workers.
+_AGENTS_TITLES = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+_WORKERS_TITLE = re.compile("ray::|.*/ray/_private/workers/")
 _GUARDS_TITLE = f"{GUARD}\0".encode()
 _RAYLETS_TITLE = b"/ray/core/src/ray/raylet/"
+# How often a process has left a processor, by itself or for others (proc(5)).
+_SWITCHES = re.compile(r"ctxt_switches:\t(\d+)")
 
 
 @dataclass(frozen=True)
@@ -321,6 +329,50 @@ def use_of(pid: int) -> ProcessUse | None:
         return None
     ticks = int(fields[11]) + int(fields[12])
     return ProcessUse(fields[0] == "T", fields[0] == "R", ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def stop_of(pid: int) -> str:
+    """Return the stop in which a signal (SIGSTOP) holds a process: a word of its own for each stop.
+
+    Args:
+        pid: the process's id.
+
+    Returns:
+        The word stays the same until the process goes on. It is empty where the process is not
+        stopped, where a debugger holds it, and where nobody can tell.
+    """
+    fields = _fields_of(pid)
+    if not fields or fields[0] != "T":
+        return ""
+    try:
+        # The processor time alone is counted in ticks, and one may go on for less.
+        switches = _SWITCHES.findall(Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return ""
+    return " ".join([fields[19], fields[11], fields[12], *switches])
+
+
+def parent_of(pid: int) -> int:
+    """Return the id of a process's parent; 0 where nobody can tell.
+
+    Args:
+        pid: the process's id.
+    """
+    return int(fields[1]) if (fields := _fields_of(pid)) else 0
+
+
+def worker_title(pid: int) -> str:
+    """Return the title of a worker of Ray's; empty for its agents and all other processes.
+
+    Args:
+        pid: the process's id.
+    """
+    try:
+        title = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0")
+    except OSError:
+        return ""
+    is_worker = _WORKERS_TITLE.match(title) and not title.startswith(_AGENTS_TITLES)
+    return title.replace("\0", " ") if is_worker else ""
 
 
 def _state_of(pid: int) -> str:

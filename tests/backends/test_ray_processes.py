@@ -20,10 +20,13 @@ from policy_server.backends.ray_processes import (
     Process,
     end_ray_in,
     make_rays_folder,
+    parent_of,
     rays_of,
     remove_dead_rays,
     server_of,
+    stop_of,
     use_of,
+    worker_title,
 )
 from tests.support.processes import is_running, run
 from tests.support.waiting import wait_until
@@ -328,3 +331,36 @@ def test_use_of_a_process_tells_that_it_computes_and_that_a_signal_has_stopped_i
         finally:
             process.kill()
     assert use_of(process.pid) is None
+
+
+def test_stop_has_a_word_that_stays_the_same_until_the_process_goes_on() -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+
+        def stopped() -> str:
+            """Stop it, and return the word once it has left its processor."""
+            process.send_signal(signal.SIGSTOP)
+            return wait_until(
+                lambda: stop if (stop := stop_of(process.pid)) == stop_of(process.pid) else ""
+            )
+
+        try:
+            before, first = stop_of(process.pid), stopped()
+            later = stop_of(process.pid)
+            process.send_signal(signal.SIGCONT)
+            wait_until(lambda: not stop_of(process.pid))
+            second = stopped()
+        finally:
+            process.kill()
+
+    assert before == ""
+    assert first == later != second
+    assert stop_of(process.pid) == ""
+
+
+def test_process_that_has_ended_has_no_parent_and_is_no_worker() -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        parent = parent_of(process.pid)
+        process.kill()
+
+    assert parent == os.getpid()
+    assert (parent_of(process.pid), worker_title(process.pid)) == (0, "")

@@ -18,6 +18,7 @@ from tests.faults.load import EXPORT, Load, modes
 from tests.faults.measuring import Fault, Scene, temporary
 from tests.support.processes import command_line, descendants
 from tests.support.server_processes import Server, compiled_home_of, running_server
+from tests.support.waiting import wait_until
 
 __all__ = ["FAULTS", "killed", "pids_of", "serving", "stand_still"]
 
@@ -30,7 +31,11 @@ _WORKER_ENDS_S = 8.0
 # How long a machine that is busy takes to let a process go on.
 _WAKES_S = 2.0
 _RAYLET, _GCS = "raylet/raylet", "gcs_server"
-_AGENT, _CONNECTED = "ray::DashboardAgent", '"replica_connected"'
+_REPLICA, _CONTROLLER = "ServeReplica", "ServeController"
+_AGENTS = _AGENT, _ = "ray::DashboardAgent", "ray::RuntimeEnvAgent"
+_CONNECTED = '"replica_connected"'
+# What is stopped has to be so before what follows.
+_STOPPED_BEFORE_S = 0.5
 
 
 def pids_of(server: Server, words: str) -> list[int]:
@@ -76,6 +81,29 @@ def stand_still(pids: Sequence[int], seconds: float) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
+def _controller_and_replica(server: Server) -> None:
+    """Stop Ray Serve's controller for good, and kill the only replica."""
+    killed(_CONTROLLER, number=signal.SIGSTOP)(server)
+    time.sleep(_STOPPED_BEFORE_S)
+    killed(_REPLICA)(server)
+
+
+def _replica_and_next(server: Server) -> None:
+    """Kill the only replica, and stop the next one for good while it starts."""
+    before = pids_of(server, _REPLICA)
+    killed(_REPLICA)(server)
+    [pid] = wait_until(lambda: set(pids_of(server, _REPLICA)) - {*before}, pause_s=0.001)
+    os.kill(pid, signal.SIGSTOP)
+    assert server.output().count(_CONNECTED) == 1, "it was connected before it was stopped"
+
+
+def _agents_and_replica(server: Server) -> None:
+    """Stop the raylet's two agents for good, and kill the only replica."""
+    killed(*_AGENTS, number=signal.SIGSTOP)(server)
+    time.sleep(_STOPPED_BEFORE_S)
+    killed(_REPLICA)(server)
+
+
 def _raylet_and_server(server: Server) -> None:
     """Kill the raylet, and stop the server while it starts the next Ray."""
     killed(_RAYLET)(server)
@@ -101,7 +129,7 @@ def _without_folder(server: Server, *, number: int | None = None, is_all: bool =
     folder = _rays_folder(server)
     for path in folder.parent.glob("ps-*") if is_all else [folder]:
         shutil.rmtree(path)
-    killed("ServeReplica")(server)
+    killed(_REPLICA)(server)
     if number is not None:
         os.kill(server.process.pid, number)
 
@@ -201,23 +229,31 @@ _HUNG = _workers_fault(
 )
 
 FAULTS = {
-    "replica": _fault("one of two replicas killed", killed("ServeReplica", most=1), replicas=2),
-    "replicas": _fault("both replicas killed", killed("ServeReplica"), replicas=2),
+    "replica": _fault("one of two replicas killed", killed(_REPLICA, most=1), replicas=2),
+    "replicas": _fault("both replicas killed", killed(_REPLICA), replicas=2),
     "frozen": _fault(
         f"one of two replicas stopped for {_STILL_S:g} s",
-        _still("ServeReplica", most=1),
+        _still(_REPLICA, most=1),
         Limits(slowest_s=_FROZEN_S),
         replicas=2,
     ),
-    "frozen-all": _fault(
-        f"both replicas stopped for {_STILL_S:g} s", _still("ServeReplica"), replicas=2
-    ),
+    "frozen-all": _fault(f"both replicas stopped for {_STILL_S:g} s", _still(_REPLICA), replicas=2),
     "frozen-for-good": _fault(
-        "both replicas stopped", killed("ServeReplica", number=_STOP), replicas=2, after_s=50
+        "both replicas stopped", killed(_REPLICA, number=_STOP), replicas=2, after_s=50
     ),
-    "controller": _fault("Ray Serve's controller killed", killed("ServeController")),
+    "controller": _fault("Ray Serve's controller killed", killed(_CONTROLLER)),
     "controller-frozen": _fault(
-        f"Ray Serve's controller stopped for {_STILL_S:g} s", _still("ServeController")
+        f"Ray Serve's controller stopped for {_STILL_S:g} s", _still(_CONTROLLER)
+    ),
+    "controller-still": _fault(
+        "Ray Serve's controller stopped, and the only replica killed",
+        _controller_and_replica,
+        after_s=40,
+    ),
+    "starting-still": _fault(
+        "the only replica killed, and the next one stopped while it starts",
+        _replica_and_next,
+        after_s=40,
     ),
     "raylet": _fault("Ray's raylet killed", killed(_RAYLET)),
     "raylet-term": _fault(
@@ -262,7 +298,11 @@ FAULTS = {
     ),
     "agent": _fault("Ray's dashboard agent killed", killed(_AGENT)),
     "agent-frozen": _fault(f"Ray's dashboard agent stopped for {_STILL_S:g} s", _still(_AGENT)),
+    "agents-still": _fault(
+        "Ray's agents stopped, and the only replica killed", _agents_and_replica, after_s=40
+    ),
     "guard": _fault("the guard of Ray killed", killed("ray_guard")),
+    "guard-still": _fault("the guard of Ray stopped", killed("ray_guard", number=_STOP)),
     "all": _fault("raylet and both replicas killed", killed(_RAYLET, "ray::"), replicas=2),
     "whole": _fault("raylet, GCS and both replicas killed", killed(*_ALL), replicas=2),
     "raylet-still": _fault("raylet stopped", killed(_RAYLET, number=_STOP), after_s=40),

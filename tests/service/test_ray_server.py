@@ -32,7 +32,7 @@ from tests.support.server_processes import (
     running_server,
     started_server,
 )
-from tests.support.servers import free_port
+from tests.support.servers import free_port, status_of
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.service
@@ -226,10 +226,14 @@ def test_ray_collects_no_metrics_that_nobody_asked_for(server: Server) -> None:
     assert server.metrics("/ray") == ""
 
 
+def process_of(server: Server, title: str) -> int:
+    """Return the process of Ray's that has a title."""
+    [pid] = [pid for pid in descendants(server.process.pid) if title in command_line(pid)]
+    return pid
+
+
 def test_replica_that_dies_causes_no_error(server: Server) -> None:
-    [replica] = [
-        pid for pid in descendants(server.process.pid) if "ServeReplica" in command_line(pid)
-    ]
+    replica = process_of(server, "ServeReplica")
     with server.client() as client, ThreadPoolExecutor(4) as pool:
         answers = [
             pool.submit(client.post, "/predict", json=CASES[0]["observation"]) for _ in range(20)
@@ -244,6 +248,23 @@ def test_replica_that_dies_causes_no_error(server: Server) -> None:
     assert statuses == {httpx.codes.OK}
     events = [json.loads(line)["event"] for line in server.output().splitlines()]
     assert events.count("replica_lost") == 1
+
+
+def test_replica_that_dies_while_ray_serves_controller_is_stopped_is_replaced(
+    server: Server,
+) -> None:
+    wait_until(lambda: status_of(f"{server.url}/readyz") == httpx.codes.OK, timeout_s=60)
+    os.kill(process_of(server, "ServeController"), signal.SIGSTOP)
+    os.kill(process_of(server, "ServeReplica"), signal.SIGKILL)
+
+    with server.client() as client:
+        wait_until(
+            lambda: client.post("/predict", json=CASES[0]["observation"]).is_success,
+            timeout_s=120,
+            told=server.output,
+        )
+
+    assert '"ray_stands_still"' in server.output()
 
 
 def test_sigterm_answers_what_is_in_flight_and_leaves_no_process(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
 
 from policy_server.backends.ray.call_frames import FrameError
+from policy_server.backends.ray.connected_replica import ConnectedReplica
 from policy_server.backends.ray.direct_calls import ConnectionLostError, DirectCalls
 from policy_server.backends.ray.serve_handle import Handle
 from policy_server.backends.suspects import Suspects, Suspicion
@@ -111,6 +112,11 @@ class RayBackend:
     def connected_replicas(self) -> int | None:
         """Return how many replicas are connected and don't stand still; None if none ever is."""
         return None if self._direct is None else self._direct.capacity
+
+    @property
+    def replicas(self) -> Collection[ConnectedReplica]:
+        """Return the replicas that are connected; none where Ray Serve calls them."""
+        return () if self._direct is None else self._direct.replicas
 
     async def connect(self) -> None:
         """Connect to the replicas, as far as that goes at once; the rest follows."""

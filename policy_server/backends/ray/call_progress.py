@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from policy_server.backends.ray_processes import ProcessUse, UseOf
+from policy_server.backends.ray_processes import UseOf
 
-__all__ = ["CallProgress", "Standstill"]
+__all__ = ["CallProgress"]
 
 # Long beside the kernel's ticks, in which processor time is counted (most often 10 ms).
 _WINDOW_S = 0.1
@@ -16,8 +16,6 @@ _WINDOW_S = 0.1
 _LEAST_SHARE = 0.05
 # A machine that is short of time gives less to one that is ready to compute, but something.
 _STARVED_S = 2.0
-# Nobody knows what a process did between two looks that lie further apart.
-_LONGEST_BETWEEN_S = 0.1
 
 
 class CallProgress:
@@ -66,35 +64,3 @@ class CallProgress:
             self._is_made = is_enough or (use.is_ready and taken_s > 0)
         self._since, self._had_s = now, use.processor_s
         return self._is_made
-
-
-class Standstill:
-    """For how long a signal has kept a process stopped (SIGSTOP), by looks at what it uses.
-
-    A process that computes, however long it takes, does not count, nor does one that is stopped
-    and let go many times a second. If whoever looks was stopped as well, that time counts little.
-    """
-
-    def __init__(self) -> None:
-        """Own what was seen of one process."""
-        self._stopped_s = 0.0
-        self._looked_at = 0.0
-        self._last: ProcessUse | None = None
-
-    def seconds(self, use: ProcessUse | None, now: float) -> float:
-        """Return for how long it has been stopped, in seconds; 0 at the first look.
-
-        Args:
-            use: what it has used so far; None where nobody can tell.
-            now: the time in seconds.
-        """
-        if use is None or not use.is_stopped or use != self._last:
-            self._stopped_s = 0.0
-        else:
-            self._stopped_s += min(now - self._looked_at, _LONGEST_BETWEEN_S)
-        self._last, self._looked_at = use, now
-        return self._stopped_s
-
-    def end(self) -> None:
-        """Take note that it goes on."""
-        self._last = None

@@ -56,6 +56,7 @@ from policy_server.backends.ray.own_ray import RAY_METRICS
 from policy_server.backends.ray.ray_calls import END_TIMEOUT_S, ENDED, RayCalls, call_ray
 from policy_server.backends.ray.shared_ray import SharedRay
 from policy_server.backends.ray.stand_ins import stand_ins
+from policy_server.backends.ray.stopped_processes import StoppedProcesses
 from policy_server.backends.replica_counts import ReplicaCounts
 from policy_server.engine.network import CompiledPolicy
 from policy_server.errors import NotReadyError, SettingsError
@@ -159,6 +160,8 @@ class RayCluster:
         self._is_needed.set()
         self._healthy = HealthyReplicas(self._backends, call_ray=self._ray_calls.call)
         self._counting = asyncio.create_task(self._healthy.run())
+        stopped = StoppedProcesses(self._backends, lambda: membership.needed_pids)
+        self._ending_stopped = asyncio.create_task(stopped.run())
         self._joining = asyncio.create_task(self._join())
         self._watching = asyncio.create_task(self._watch())
 
@@ -253,11 +256,15 @@ class RayCluster:
         """Leave Ray, and end it if it is this process's; a cluster's applications go on."""
         self._watching.cancel()
         self._counting.cancel()
+        self._ending_stopped.cancel()
         if self._keeping is not None:
             self._keeping.cancel()
         # What a start has begun, `leave` breaks off and ends.
         self._joining.cancel()
-        kept = (self._watching, self._counting, self._joining, *self._all_kept())
+        kept = (
+            *(self._watching, self._counting, self._ending_stopped, self._joining),
+            *self._all_kept(),
+        )
         await asyncio.gather(*kept, return_exceptions=True)
         for backend in list(self._backends):
             await backend.aclose()

@@ -18,10 +18,10 @@ from policy_server.backends.ray.call_frames import (
     outputs_of,
 )
 from policy_server.backends.ray.call_notes import NotedCall
-from policy_server.backends.ray.call_progress import CallProgress, Standstill
+from policy_server.backends.ray.call_progress import CallProgress
 from policy_server.backends.ray.replica_line import ReplicaLine
 from policy_server.backends.ray.replica_list import ReplicaAddress
-from policy_server.backends.ray_processes import Process, UseOf, use_of
+from policy_server.backends.ray_processes import UseOf, use_of
 from policy_server.errors import PolicyServerError
 from policy_server.policy import PolicyOutputs
 
@@ -45,7 +45,7 @@ class ConnectedReplica:
         address: the replica's.
         is_proved: whether both connections are open.
         heard_at: when its last frame came, by `time.monotonic`.
-        was_stopped: whether a signal had stopped its process, which was killed for that.
+        stopped_at: when its process was last found to be stopped by a signal, by the same clock.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ConnectedReplica:
         """
         self.address = address
         self.is_proved = False
-        self.was_stopped = False
+        self.stopped_at = -math.inf
         self._on_answer = on_answer
         self._on_end = on_end
         # All that it may compute still, in the order in which they were sent. Those of them that
@@ -76,7 +76,6 @@ class ConnectedReplica:
         self._note: NotedCall | None = None
         self._use_of = use_of
         self._progress = CallProgress(use_of)
-        self._standstill = Standstill()
         self._pinged_at = math.inf
         self._pulse: asyncio.Future[None] | None = None
         self.heard_at = -math.inf
@@ -100,8 +99,17 @@ class ConnectedReplica:
         return self._pinged_at <= moment
 
     def has_hung_since(self, moment: float) -> bool:
-        """Return whether it owes the answer to a ping since a time, or to a withdrawn call's."""
-        return min(self._pinged_at, *self._withdrawn.values(), math.inf) <= moment
+        """Return whether it owes the answer to a ping since a time, or to a withdrawn call's.
+
+        One that a signal has stopped meanwhile has not hung.
+        """
+        owes_since = min(self._pinged_at, *self._withdrawn.values(), math.inf)
+        return self.stopped_at < owes_since <= moment
+
+    @property
+    def process(self) -> int | None:
+        """Return the id of its process, where that is of this machine."""
+        return self._short.process
 
     def load(self) -> tuple[bool, int]:
         """Return the key by which replicas are ordered: still ones last, then by their calls."""
@@ -115,7 +123,7 @@ class ConnectedReplica:
         """
         if self._note is None or self._note.number() != call.number:
             return False
-        process = self._short.process
+        process = self.process
         return process is not None and self._progress.is_made(process, call.number)
 
     def has_begun(self, call: AskedCall) -> bool:
@@ -149,7 +157,7 @@ class ConnectedReplica:
         except BaseException:
             self.close("not connected")
             raise
-        self._note = NotedCall.of(self._short.process, self.address.path)
+        self._note = NotedCall.of(self.process, self.address.path)
         self.is_proved = True
 
     def send(self, call: AskedCall) -> None:
@@ -180,27 +188,6 @@ class ConnectedReplica:
         if not self.is_still:
             self._pinged_at = now
             self._short.send(bare_frame(FrameKind.PING, _NO_CALL))
-
-    def end_if_stopped(self, now: float, *, after_s: float) -> None:
-        """Kill its process if it is one of this machine that a signal has stopped (SIGSTOP).
-
-        Nothing else would end it for a minute and more: Ray Serve asks three times for half a
-        minute each, and the replica's own watch is stopped too.
-
-        Args:
-            now: the time, by `time.monotonic`.
-            after_s: for how long it has to be found stopped, in seconds.
-        """
-        pid = self._short.process
-        if pid is None or self.was_stopped:
-            return
-        if self._standstill.seconds(self._use_of(pid), now) < after_s:
-            return
-        self.was_stopped = True
-        logger.error(
-            "replica_stands_still", extra={"replica": self.address.replica, "replica_pid": pid}
-        )
-        Process.of(pid).kill()
 
     def pulse(self) -> asyncio.Future[None]:
         """Ping it though it is not late, and return a future that ends with its answer.
@@ -241,7 +228,6 @@ class ConnectedReplica:
             self._forget(number)
             return
         self._pinged_at = math.inf
-        self._standstill.end()
         if self._pulse is not None and not self._pulse.done():
             self._pulse.set_result(None)
 

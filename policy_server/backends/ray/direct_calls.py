@@ -18,7 +18,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from policy_server.backends.ray.alarm import Alarm
 from policy_server.backends.ray.asked_call import AskedCall, ConnectionLostError
@@ -45,8 +45,6 @@ _PATIENCE = 4.0
 _HUNG_S = 1.0
 # How long another machine may take to say that a replica has ended, on a network that is slow.
 _ENDED_TIMEOUT_S = 2.0
-# One that owes a call, and was found stopped by a signal for so long, may be so for good.
-_STOPPED_S = 3.0
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +118,11 @@ class DirectCalls:
         await self._connections.aclose()
         await asyncio.gather(*self._blaming)
         self._alarm.cancel()
+
+    @property
+    def replicas(self) -> Collection[ConnectedReplica]:
+        """Return the replicas that are connected."""
+        return self._replicas.values()
 
     @property
     def capacity(self) -> int:
@@ -244,8 +247,8 @@ class DirectCalls:
 
         Where the replica has hung, the call that it computed is to blame.
         """
-        is_still = replica.has_hung_since(time.monotonic() - _HUNG_S)
-        may_have_hung = is_still and not replica.was_stopped and not self._is_closing
+        has_hung = replica.has_hung_since(time.monotonic() - _HUNG_S)
+        may_have_hung = has_hung and not self._is_closing
         suspect = replica.computed() if may_have_hung else None
         if may_have_hung and replica.address.path:
             self._blame(replica, suspect)
@@ -307,8 +310,6 @@ class DirectCalls:
         call.look_at = now + _LOOK_AGAIN_S
         for replica in call.replicas:
             replica.ping(now)
-            if replica.is_still_since(now - _STILL_S):
-                replica.end_if_stopped(now, after_s=_STOPPED_S)
         # The next replica would hang too at an observation at which the policy hangs.
         if call.is_alone or any(replica.computes(call) for replica in call.replicas):
             return

@@ -6,7 +6,7 @@ import asyncio
 import atexit
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +51,13 @@ class Membership(Protocol):
     @property
     def ledger_folder(self) -> Path | None:
         """Return the folder of this machine's ledger; None where the cluster keeps the ledger."""
+
+    @property
+    def needed_pids(self) -> Collection[int]:
+        """Return the ids of the processes without which a Ray of the server's own does not go on.
+
+        Its workers are children of one of them, the raylet. None where others keep the Ray.
+        """
 
     async def join(self) -> None:
         """Connect to Ray, or start it.
@@ -115,6 +122,11 @@ class SoleOwner:
         """See `Membership.ledger_folder`."""
         return self._own.folder / "ledger"
 
+    @property
+    def needed_pids(self) -> Collection[int]:
+        """See `Membership.needed_pids`."""
+        return [watched.process.pid for watched in self._own.watched]
+
     async def join(self) -> None:
         """See `Membership.join`."""
         await self._call(self._own.start)
@@ -167,6 +179,7 @@ class ClusterMember:
 
     is_crowded = True
     ledger_folder = None
+    needed_pids: Collection[int] = ()
 
     def __init__(self, address: str, call: OnRaysThread, *, timeout_s: float) -> None:
         """Own the connection, from `join` to `leave`.

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ class SharedRay:
         self._has_turn = asyncio.Event()
         self.addresses: dict[str, str] = {}
         self.ledger_folder = Path()
+
+    @property
+    def needed_pids(self) -> Collection[int]:
+        """See `Membership.needed_pids`."""
+        return [watched.process.pid for watched in self._watched]
 
     async def join(self) -> None:
         """Join the Ray that another worker has started, or start it."""

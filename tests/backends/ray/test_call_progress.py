@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
-from policy_server.backends.ray.call_progress import CallProgress, Standstill
+from policy_server.backends.ray.call_progress import CallProgress
 from policy_server.backends.ray_processes import ProcessUse
 
 PROCESS, CALL = 17, 3
@@ -96,43 +94,3 @@ def test_process_that_a_signal_has_stopped_or_of_which_nobody_can_tell_does_not_
 
     assert is_stopped
     assert not watched.after(0.02)
-
-
-STOPPED = ProcessUse(is_stopped=True, is_ready=False, processor_s=5.0)
-
-
-def test_process_that_is_stopped_at_each_look_stands_still_for_as_long() -> None:
-    standstill = Standstill()
-    found = [standstill.seconds(STOPPED, 100.0 + 0.02 * n) for n in range(101)]
-
-    assert found[0] == 0.0
-    assert found[-1] == pytest.approx(2.0)
-
-
-@pytest.mark.parametrize(
-    "between",
-    [
-        None,
-        replace(STOPPED, is_stopped=False),
-        # It has gone on between two looks, as one does that a tool stops many times a second.
-        replace(STOPPED, processor_s=5.01),
-    ],
-    ids=["nobody can tell", "it computes", "it has computed"],
-)
-def test_process_that_goes_on_in_between_begins_anew_to_stand_still(
-    between: ProcessUse | None,
-) -> None:
-    standstill = Standstill()
-    for n in range(100):
-        standstill.seconds(STOPPED, 100.0 + 0.02 * n)
-    found = [standstill.seconds(use, 102.0) for use in (between, STOPPED)]
-
-    assert found == [0.0, 0.0]
-
-
-def test_time_in_which_nobody_looked_counts_little() -> None:
-    standstill = Standstill()
-    standstill.seconds(STOPPED, 100.0)
-
-    # The web process was stopped as well, and goes on before its replica does.
-    assert standstill.seconds(STOPPED, 160.0) < 0.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
 import time
 import traceback
@@ -35,7 +34,6 @@ from tests.support.call_replicas import (
     doubled,
     inputs_of,
     number_in,
-    replica_process,
 )
 from tests.support.waiting import turns, until
 
@@ -353,42 +351,6 @@ async def test_call_on_which_a_replica_hung_is_not_asked_again_as_others_are(
     assert [type(answers[number]) for number in (1, 2)] == [ConnectionLostError] * 2
     hung = [vars(record)["replica"] for record in caplog.records if record.msg == "replica_hung"]
     assert hung == ["a0"]
-
-
-async def test_replica_whose_process_is_stopped_is_killed_and_its_calls_are_not_to_blame(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(direct_calls, "_HUNG_S", 0.1)
-    monkeypatch.setattr(direct_calls, "_STOPPED_S", 0.3)
-    outcomes: list[PolicyOutputs | Exception] = []
-    with replica_process(tmp_path) as (process, address):
-        replicas = Replicas()
-        replicas.listed.append(address)
-        async with connected(replicas) as calls:
-            await warmed(calls)
-            process.send_signal(signal.SIGSTOP)
-            calls.ask(inputs_of(1), outcomes.append)
-            replicas.listed.clear()
-            await until(lambda: outcomes)
-
-        assert process.wait(SOON_S) == -signal.SIGKILL
-    assert [type(outcome) for outcome in outcomes] == [ConnectionLostError]
-    assert replicas.lost == [address.replica]
-    events = [record.msg for record in caplog.records if record.levelname == "ERROR"]
-    assert events == ["replica_stands_still"]
-
-
-async def test_replica_that_computes_is_not_killed_however_long_it_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(direct_calls, "_STOPPED_S", 0.1)
-    with replica_process(tmp_path, call_s=1.0) as (process, address):
-        replicas = Replicas()
-        replicas.listed.append(address)
-        async with connected(replicas) as calls:
-            assert number_in(await calls.infer(inputs_of(1))) == 2
-
-        assert process.poll() is None
 
 
 async def test_call_that_holds_up_two_replicas_is_given_up_with_the_first_that_ends(

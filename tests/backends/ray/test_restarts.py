@@ -50,6 +50,7 @@ class MortalRay:
     """A membership in a Ray that the test lets die; each time another one follows at once."""
 
     is_crowded = False
+    needed_pids = ()
     addresses: Mapping[str, str] = {}
     ledger_folder = Path()
 
