@@ -30,13 +30,13 @@ _UNCAUGHT = 99
 # Locks, and what a start makes again where it is missing.
 _NOT_COMPARED = (".models.lock", OUTCOME_FILE)
 # Answers each request of a process that compiles as it was answered before: it is the same one for
-# every fault, and takes seconds.
+# every fault, and takes seconds. It ends with the process that it is told of: here the shell.
 _RECORDER = """#!/bin/sh
 unset LD_PRELOAD
 request={folder}/request.$$
 cat > $request
 answer={folder}/answer.$(sha256sum < $request | cut -c1-40)
-[ -f $answer ] || {python} "$@" < $request > $answer
+[ -f $answer ] || {python} "$1" "$2" $$ < $request > $answer
 rm $request
 exec cat $answer
 """
