@@ -7,6 +7,7 @@ section 13.1.2).
 from __future__ import annotations
 
 import mimetypes
+import re
 from collections.abc import Callable
 from hashlib import sha256
 from http import HTTPStatus
@@ -20,6 +21,11 @@ from starlette.exceptions import HTTPException
 from policy_server.web.parts import PartedResponse
 
 __all__ = ["DocumentPage", "StoredFiles", "StoredPage", "is_known"]
+
+# What a list of entity tags has between its commas; a tag in quotes may have commas of its own.
+_TAGS = re.compile(r'"[^"]*"|[^\s,"]+')
+# A client of an application that is mounted at `/{name}` chooses the prefix.
+_MOST_PREFIXES = 16
 
 
 class StoredPage:
@@ -86,6 +92,8 @@ class DocumentPage:
             if prefix and all(server["url"] != prefix for server in servers):
                 document = {**document, "servers": [{"url": prefix}, *servers]}
             page = StoredPage(bytes(JSONResponse(document).body), "application/json")
+            if len(self._pages) >= _MOST_PREFIXES:
+                del self._pages[next(iter(self._pages))]
             self._pages[prefix] = page
         return page
 
@@ -130,6 +138,5 @@ def is_known(request: Request, tag: str) -> bool:
         request: its header `if-none-match` lists the tags that the client has, or has `*` for any.
         tag: in quotes.
     """
-    given = ",".join(request.headers.getlist("if-none-match"))
-    known = {item.strip().removeprefix("W/") for item in given.split(",")}
+    known = _TAGS.findall(",".join(request.headers.getlist("if-none-match")))
     return tag in known or "*" in known

@@ -17,7 +17,9 @@ class UnreadAnswers:
     """The long answers of a web process that are being sent.
 
     A client may have as many bytes there as are left free beside its own, so half of them while it
-    is alone (see `BatchPlaces`): who reads nothing keeps itself waiting, and no others.
+    is alone (see `BatchPlaces`): who reads nothing keeps itself waiting, and no others. One answer
+    may be longer than all of that: it takes no more of what is free than half, and a client that
+    has none there is never refused.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -40,11 +42,11 @@ class UnreadAnswers:
             OverloadedError: if the client may have no more of them.
         """
         own = self._of_client[client]
-        if own < self._most - self._total:
+        if not own or own < self._most - self._total:
             return
         raise OverloadedError(
-            f"{self._total / _MEBIBYTE:.0f} MiB of answers to batches wait to be read, "
-            f"{own / _MEBIBYTE:.0f} of them by this client; read them, and try again in a second"
+            f"{own / _MEBIBYTE:.0f} MiB of answers to this client's batches wait to be read; read "
+            "them, and try again in a second"
         )
 
     @contextmanager
@@ -62,7 +64,9 @@ class UnreadAnswers:
             self._count(client, -size)
 
     def _count(self, client: str, change: int) -> None:
-        self._total += change
-        self._of_client[client] += change
-        if not self._of_client[client]:
+        before = self._of_client[client]
+        after = before + change
+        self._of_client[client] = after
+        self._total += min(after, self._most // 2) - min(before, self._most // 2)
+        if not after:
             del self._of_client[client]

@@ -25,7 +25,7 @@ async def test_page_is_not_sent_again_to_a_client_that_has_it(path: str) -> None
             await client.get(path, headers={"if-none-match": given})
             for given in (tag, f"W/{tag}", f'"other", {tag}', "*")
         ]
-        other = await client.get(path, headers={"if-none-match": '"other"'})
+        other = await client.get(path, headers={"if-none-match": '"other", "a,*,b"'})
         head = await client.head(path)
 
     assert (first.status_code, other.status_code, head.status_code) == (200, 200, 200)
@@ -77,3 +77,15 @@ def test_document_names_the_prefix_that_it_is_asked_at() -> None:
     assert page.page("/app").body == b'{"servers":[{"url":"/app"}]}'
     assert page.page("/host/app").body == b'{"servers":[{"url":"/host/app"},{"url":"/app"}]}'
     assert document == {"servers": [{"url": "/app"}]}
+
+
+def test_prefixes_that_clients_invent_are_not_kept() -> None:
+    document: dict[str, Any] = {"paths": {}}
+    page = DocumentPage(lambda: document)
+    first = page.page("/t/0")
+
+    for number in range(1, 100):
+        page.page(f"/t/{number}")
+
+    assert page.page("/t/99") is page.page("/t/99")
+    assert page.page("/t/0") is not first

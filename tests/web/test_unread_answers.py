@@ -167,9 +167,30 @@ def test_client_may_have_as_many_bytes_as_are_left_free() -> None:
     with answers.held("a", 49):
         answers.check("a")
         with answers.held("a", 1):
-            with pytest.raises(OverloadedError, match="of them by this client"):
+            with pytest.raises(OverloadedError, match="this client's batches"):
                 answers.check("a")
             answers.check("b")
-            with answers.held("b", 50), pytest.raises(OverloadedError):
-                answers.check("c")
+            with answers.held("b", 24):
+                answers.check("b")
+                with answers.held("b", 1), pytest.raises(OverloadedError):
+                    answers.check("b")
+        answers.check("a")
+
+
+def test_answers_of_one_client_keep_no_other_waiting_however_long_they_are() -> None:
+    answers = UnreadAnswers(100)
+
+    with answers.held("a", 70), answers.held("a", 80):
+        answers.check("b")
+        with answers.held("b", 24):
+            answers.check("b")
+            with answers.held("c", 26):
+                # Nothing is free any more: who has none there may have one.
+                answers.check("d")
+                for client in "abc":
+                    with pytest.raises(
+                        OverloadedError, match="of answers to this client's batches"
+                    ):
+                        answers.check(client)
+    with answers.held("a", 49):
         answers.check("a")

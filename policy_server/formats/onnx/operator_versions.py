@@ -10,8 +10,9 @@ from typing import Any
 
 __all__ = ["is_same_operation"]
 
-# Its new attribute's default is not what it did before, as it is for all other operators.
-_CHANGED = ("RoiAlign",)
+# What they do by default is not what they did before, as it is for all other operators: by a new
+# attribute of RoiAlign, and by an input of DFT that was an attribute.
+_CHANGED = ("DFT", "RoiAlign")
 # Before version 13 they are taken over all axes from the one that they name: of the last, itself.
 _NORMALIZING = ("Hardmax", "LogSoftmax", "Softmax")
 

@@ -65,8 +65,9 @@ def test_operation_that_is_the_same_gives_the_same_numbers(
         (node("Hardmax", ["x"], ["y"], axis=1), (12, 13)),
         (node("LogSoftmax", ["x"], ["y"], axis=2), (10, 13)),
         (node("RoiAlign", ["x", "r", "i"], ["y"], output_height=2, output_width=2), (15, 16)),
+        (node("DFT", ["x"], ["y"]), (17, 20)),
     ],
-    ids=["default", "axis", "Hardmax", "LogSoftmax", "RoiAlign"],
+    ids=["default", "axis", "Hardmax", "LogSoftmax", "RoiAlign", "DFT"],
 )
 def test_operation_that_gives_other_numbers_is_another(
     one: Any,  # noqa: ANN401 -- onnx is untyped
