@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from policy_server.formats import compiling_process
 from tests.support.audit import audited
 from tests.support.compiling import compiling_once
+from tests.support.steady_coverage import steady_coverage
 
 # How long an example takes is the machine's business.
 settings.register_profile("drawing", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -52,6 +53,7 @@ def pytest_configure() -> None:
     each collection would look at them in vain.
     """
     gc.disable()
+    steady_coverage()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
