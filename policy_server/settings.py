@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from policy_server.access_keys import HASH, LEAST_RATE
 from policy_server.errors import SettingsError
+from policy_server.files.env_file import check_lines, read_env_file, variables_of
 
 __all__ = [
     "ENV_PREFIX",
@@ -562,7 +562,7 @@ def read_settings(
 
     Raises:
         SettingsError: naming the first variable that is no setting or can't be used, what was
-            expected and what was found, or `.env` if that can't be read.
+            expected and what was found, or `.env` if that or a line of it can't be read.
     """
     known = list(Settings.model_fields)
     for name in given:
@@ -572,7 +572,7 @@ def read_settings(
             raise SettingsError(f"{name}: is no setting; {remedy}")
     try:
         _check_names(os.environ, place="")
-        _check_names(dotenv_values(_ENV_FILE, encoding="utf-8"), place=f"{_ENV_FILE}: ")
+        _check_env_file(read_env_file(Path(_ENV_FILE)))
         return Settings(**{**_of_the_environment_alone(), **given})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
@@ -618,13 +618,22 @@ def find_log_format() -> LogFormat:
     given = os.environ.get(variable)
     if given is None:
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            given = dotenv_values(_ENV_FILE, encoding="utf-8").get(variable)
+            given = variables_of(read_env_file(Path(_ENV_FILE))).get(variable)
     match (given or "").lower():
         case "json":
             return "json"
         case "text":
             return "text"
     return "auto"
+
+
+def _check_env_file(text: str) -> None:
+    names = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    try:
+        check_lines(text, ENV_PREFIX, names)
+    except SettingsError as error:
+        raise SettingsError(f"{_ENV_FILE}: {error.message}") from error
+    _check_names(variables_of(text), place=f"{_ENV_FILE}: ")
 
 
 def _check_names(variables: Mapping[str, str | None], *, place: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,37 @@ def test_dotenv_that_is_no_text_is_one_line() -> None:
     Path(".env").write_bytes(b"POLICY_SERVER_HOME=\xff\xfe\n")
 
     with pytest.raises(SettingsError, match=r"^\.env: can't be read: expected text in UTF-8; mend"):
+        read_settings()
+
+
+@pytest.mark.parametrize("name", ["POLICY_SERVER_METRICS_KEY", "POLICY_SERVER_LOG_FORMAT"])
+def test_dotenv_line_that_cannot_be_read_is_refused(name: str) -> None:
+    Path(".env").write_text(f"POLICY_SERVER_LOG_FORMAT=json\n{name}: json\n")
+
+    with pytest.raises(
+        SettingsError, match=rf"^\.env: line 2: {name} can't be read; expected NAME="
+    ):
+        read_settings()
+    assert find_log_format() == "json"
+
+
+def test_dotenv_that_is_a_named_pipe_is_one_line() -> None:
+    os.mkfifo(".env")
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+    assert find_log_format() == "auto"
+    assert caught.value.message == (
+        ".env: can't be read: it is a named pipe; expected a file; mend it or remove it"
+    )
+
+
+def test_dotenv_that_is_a_folder_is_one_line() -> None:
+    Path(".env").mkdir()
+
+    with pytest.raises(
+        SettingsError, match=r"^\.env: can't be read: it is a folder; expected a fi"
+    ):
         read_settings()
 
 
