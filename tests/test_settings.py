@@ -205,6 +205,25 @@ def test_hash_is_no_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         read_settings()
 
 
+TIMES = [name for name in Settings.model_fields if name.endswith("_s") and name != "drain_s"]
+
+
+@pytest.mark.parametrize("value", ["1e14", "1.7e308"])
+@pytest.mark.parametrize("name", TIMES)
+def test_time_that_a_clock_of_the_system_cannot_count_is_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings(**{name: value})
+
+    assert caught.value.message == (
+        f"{name}: expected less than or equal to 9000000000000, got {value!r}"
+    )
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_time_without_an_end_may_be_given_as_a_long_one(name: str) -> None:
+    assert getattr(read_settings(**{name: "9e12"}), name) == 9e12
+
+
 def test_dotenv_that_is_no_text_is_one_line() -> None:
     Path(".env").write_bytes(b"POLICY_SERVER_HOME=\xff\xfe\n")
 

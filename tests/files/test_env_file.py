@@ -62,7 +62,7 @@ def test_quote_that_takes_the_line_of_a_setting_in_is_refused(text: str) -> None
 
 
 FINE = {
-    "settings": "POLICY_SERVER_API_KEY='a b' # POLICY_SERVER_X: y\nexport POLICY_SERVER_METRICS_KEY=",
+    "settings": "POLICY_SERVER_API_KEY='a b' # POLICY_SERVER_X:\nexport POLICY_SERVER_METRICS_KEY=",
     "comment": "# POLICY_SERVER_METRICS_KEY: hunter2\n",
     "another program's lines": "A: 1\nB='\nC\nMY_POLICY_SERVER_URL: x\nTHE_POLICY_SERVER_KEY=1\n",
     "another program's value": "A=${POLICY_SERVER_API_KEY}\nB='x\n# of POLICY_SERVER_API_KEY'\n",
