@@ -24,11 +24,11 @@ from policy_server.commands.help_text import command_help, overview, usage
 from policy_server.commands.standard_streams import (
     drop_output,
     flush_output,
-    open_closed_streams,
     write_output,
 )
 from policy_server.commands.usage import explain, named_method, spelled_out, unknown_command
 from policy_server.errors import PolicyServerError, UsageError
+from policy_server.process_output import open_closed_streams
 
 __all__ = ["Task", "Terminal", "command", "progress_bar", "run"]
 

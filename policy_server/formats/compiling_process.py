@@ -185,7 +185,7 @@ async def _compile(
             str(os.getpid()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL if is_quiet else None,
+            stderr=asyncio.subprocess.DEVNULL if is_quiet or sys.__stderr__ is None else None,
             env=environment_of_child(),
         )
     except OSError as error:
