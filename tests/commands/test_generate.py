@@ -64,6 +64,10 @@ WRONG_VALUES = {
     "promote --max-disagreement 0.1": (
         "--max-disagreement: say by --after how many questions are compared first"
     ),
+    "predict --seed -1": "--seed: expected a whole number from 0 to 9223372036854775807, got -1",
+    "predict --seed 9223372036854775808": (
+        "--seed: expected a whole number from 0 to 9223372036854775807, got 9223372036854775808"
+    ),
     "digest ''": "PATH: expected a value, got an empty text",
     "deploy ''": "PATH: expected a value, got an empty text",
     "copy_server_files ''": "PATH: expected a value, got an empty text",
