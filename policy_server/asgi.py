@@ -21,6 +21,10 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 try:
+    from policy_server.process_output import open_closed_streams
+
+    # Before anything writes there: Python has None for a stream that was closed.
+    open_closed_streams()
     from policy_server.launch import build_app, end_start
 except MemoryError:
     # By a status that no supervisor tries again, as `end_start` does.

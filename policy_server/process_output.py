@@ -22,10 +22,11 @@ from contextlib import suppress
 from io import TextIOWrapper
 from typing import TextIO
 
-__all__ = ["OUTPUT_LOGGER", "drain_output", "take_output"]
+__all__ = ["OUTPUT_LOGGER", "drain_output", "open_closed_streams", "take_output"]
 
 OUTPUT_LOGGER = "policy_server_output"
 
+_STREAMS = {"stdin": (0, "r"), "stdout": (1, "w"), "stderr": (2, "w")}
 _STANDARD_OUTPUT, _STANDARD_ERROR = 1, 2
 _MOST_LINE_BYTES = 65536
 # So much waits for the log in this process, and in the pipe before it.
@@ -50,15 +51,17 @@ class _TakenOutput:
             # Python empties the pipe meanwhile. A megabyte is the most that Linux gives anybody.
             with suppress(OSError):
                 fcntl.fcntl(self._inlet, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        self._originals = {n: os.dup(n) for n in (_STANDARD_OUTPUT, _STANDARD_ERROR)}
+        # The number of a stream that was closed may be another file's.
+        streams = {_STANDARD_OUTPUT: sys.__stdout__, _STANDARD_ERROR: sys.__stderr__}
+        self._originals = {n: os.dup(n) for n, stream in streams.items() if stream is not None}
         self._drained = threading.Event()
         # Takes no lock of Python's. Each number is written by one of the two threads.
         self._contents: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._read_bytes = self._logged_bytes = 0
         self._lost = 0
-        self.stream: TextIO = TextIOWrapper(
-            os.fdopen(os.dup(_STANDARD_ERROR), "wb", buffering=0), write_through=True
-        )
+        error = self._originals.get(_STANDARD_ERROR)
+        log = os.open(os.devnull, os.O_WRONLY) if error is None else os.dup(error)
+        self.stream: TextIO = TextIOWrapper(os.fdopen(log, "wb", buffering=0), write_through=True)
         for number in self._originals:
             os.dup2(self._inlet, number)
         # Threads that a process waits for at its end would wait for all that share the pipe.
@@ -108,6 +111,36 @@ class _TakenOutput:
 
 
 _taken: list[_TakenOutput] = []
+
+
+def open_closed_streams() -> None:
+    """Give each standard stream that was closed (`>&-`) the null device.
+
+    Python has None in its place, and the next file that is opened gets its number. Where one has it
+    already, as the event loop of uvicorn has, the number stays that file's.
+    """
+    for name, (number, mode) in _STREAMS.items():
+        if getattr(sys, name) is None:
+            is_free = not _is_open(number)
+            null = os.open(os.devnull, os.O_RDWR)
+            if is_free and null != number:
+                os.dup2(null, number)
+                os.close(null)
+            if is_free:
+                # A program that this process becomes has the stream too.
+                os.set_inheritable(number, True)  # noqa: FBT003 -- it takes no names
+            stream = os.fdopen(number if is_free else null, mode)
+            setattr(sys, name, stream)
+            if is_free:
+                setattr(sys, f"__{name}__", stream)
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def take_output() -> TextIO:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from policy_server.access_keys import HASH, LEAST_RATE
 from policy_server.errors import SettingsError
+from policy_server.files.env_file import check_lines, read_env_file, variables_of
 
 __all__ = [
     "ENV_PREFIX",
@@ -54,6 +54,9 @@ _MOST_REPLICAS = 10_000
 _SHORTEST_STATE_KEY = 16
 # The system counts memory in 64 bits.
 _MOST_MEMORY_BYTES = 2**60
+# A round number below what Redis takes: it counts milliseconds, in digits only below 1e17.
+_LONGEST_S = 9_000_000_000_000
+_Seconds = Annotated[float, Field(le=_LONGEST_S, allow_inf_nan=False)]
 # Variables that the examples of the client libraries read.
 _OF_CLIENTS = ("URL",)
 # Options of uvicorn that people look for here.
@@ -93,10 +96,9 @@ class Settings(BaseSettings):
     schema_uri: SecretStr | None = Field(
         None, description="Where schema.yaml is fetched from at the start, in the same forms"
     )
-    download_timeout_s: float = Field(
+    download_timeout_s: _Seconds = Field(
         600.0,
         gt=0,
-        allow_inf_nan=False,
         description="Longest time that fetching one file may take, in seconds, retries included",
     )
     backend: Literal["ray", "local"] = Field(
@@ -171,23 +173,20 @@ class Settings(BaseSettings):
     max_queue_size: int = Field(
         4096, ge=1, description="Observations in flight before requests are answered 503"
     )
-    request_timeout_s: float = Field(
+    request_timeout_s: _Seconds = Field(
         30.0,
         gt=0,
-        allow_inf_nan=False,
         description="Longest wait for an answer, in seconds, then 503",
     )
-    max_wait_s: float = Field(
+    max_wait_s: _Seconds = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="Longest wait behind other requests, as measured, in seconds, that a request "
         "is accepted for, else 503 at once; 0 takes REQUEST_TIMEOUT_S",
     )
-    keep_alive_s: float = Field(
+    keep_alive_s: _Seconds = Field(
         75.0,
         gt=0,
-        allow_inf_nan=False,
         description="How long an idle connection stays open, before its first request too, or one "
         "whose client reads nothing of its answer, in seconds; `--timeout-keep-alive` wins",
     )
@@ -198,17 +197,15 @@ class Settings(BaseSettings):
         description="For how long requests are still taken after SIGTERM, in seconds, while "
         "`/readyz` is 503, so that load balancers send no more; SIGINT doesn't wait",
     )
-    header_timeout_s: float = Field(
+    header_timeout_s: _Seconds = Field(
         10.0,
         gt=0,
-        allow_inf_nan=False,
         description="Longest time from the first to the last byte of a request's head, in seconds, "
         "else 408",
     )
-    body_timeout_s: float = Field(
+    body_timeout_s: _Seconds = Field(
         30.0,
         gt=0,
-        allow_inf_nan=False,
         description="Longest time that a request's body may take to arrive, in seconds, and one "
         "second more for each 4 KiB, else 408",
     )
@@ -258,10 +255,9 @@ class Settings(BaseSettings):
         description="Connections of one address that are open at a time in a web process, else "
         "429; 0 for any number",
     )
-    episode_idle_s: float = Field(
+    episode_idle_s: _Seconds = Field(
         900.0,
         gt=0,
-        allow_inf_nan=False,
         description="For how long after its last question an episode (`x-episode-id`) keeps its "
         "version of the policy, in seconds",
     )
@@ -290,23 +286,20 @@ class Settings(BaseSettings):
         description="Redis that keeps the sessions, for all web processes: redis://, rediss:// or "
         "unix://; without it they live in the web process",
     )
-    session_idle_s: float = Field(
+    session_idle_s: _Seconds = Field(
         900.0,
         gt=0,
-        allow_inf_nan=False,
         description="For how long after its last request a session is kept, in seconds",
     )
-    session_drain_s: float = Field(
+    session_drain_s: _Seconds = Field(
         3600.0,
         ge=0,
-        allow_inf_nan=False,
         description="For how long a version that answers nobody else is kept for the episodes and "
         "sessions that began with it, in seconds",
     )
-    start_timeout_s: float = Field(
+    start_timeout_s: _Seconds = Field(
         300.0,
         gt=0,
-        allow_inf_nan=False,
         description="Longest wait for the policy to load, in seconds",
     )
     max_body_bytes: int = Field(
@@ -562,7 +555,7 @@ def read_settings(
 
     Raises:
         SettingsError: naming the first variable that is no setting or can't be used, what was
-            expected and what was found, or `.env` if that can't be read.
+            expected and what was found, or `.env` if that or a line of it can't be read.
     """
     known = list(Settings.model_fields)
     for name in given:
@@ -572,7 +565,7 @@ def read_settings(
             raise SettingsError(f"{name}: is no setting; {remedy}")
     try:
         _check_names(os.environ, place="")
-        _check_names(dotenv_values(_ENV_FILE, encoding="utf-8"), place=f"{_ENV_FILE}: ")
+        _check_env_file(read_env_file(Path(_ENV_FILE)))
         return Settings(**{**_of_the_environment_alone(), **given})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
@@ -618,13 +611,22 @@ def find_log_format() -> LogFormat:
     given = os.environ.get(variable)
     if given is None:
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            given = dotenv_values(_ENV_FILE, encoding="utf-8").get(variable)
+            given = variables_of(read_env_file(Path(_ENV_FILE))).get(variable)
     match (given or "").lower():
         case "json":
             return "json"
         case "text":
             return "text"
     return "auto"
+
+
+def _check_env_file(text: str) -> None:
+    names = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
+    try:
+        check_lines(text, ENV_PREFIX, names)
+    except SettingsError as error:
+        raise SettingsError(f"{_ENV_FILE}: {error.message}") from error
+    _check_names(variables_of(text), place=f"{_ENV_FILE}: ")
 
 
 def _check_names(variables: Mapping[str, str | None], *, place: str) -> None:

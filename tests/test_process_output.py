@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,6 +79,51 @@ def test_warning_and_uncaught_errors_are_one_document_each() -> None:
     assert "UserWarning: old" in lines[0]["event"]
     assert "ZeroDivisionError" in lines[1]["exc_info"]
     assert "ValueError: no" in lines[2]["exc_info"]
+
+
+CLOSED = """
+import asyncio, os, subprocess, sys
+{before}
+from policy_server.process_output import open_closed_streams, take_output
+from policy_server.telemetry import configure_logging
+
+open_closed_streams()
+configure_logging(level="INFO", log_format="json", stream=take_output())
+sys.stdin.read(), print("x"), sys.stderr.write("x")
+subprocess.run(["true"], check=True)
+{after}
+"""
+ALL_CLOSED = "<&- >&- 2>&-"
+
+
+def status_with(closed: str, program: str) -> int:
+    """Return the exit status of a program with some of its standard streams closed."""
+    command = shlex.join([sys.executable, "-c", program])
+    return subprocess.run(
+        ["bash", "-c", f"exec {command} {closed}"], stdin=subprocess.DEVNULL, timeout=60
+    ).returncode
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ALL_CLOSED])
+def test_closed_streams_go_nowhere(closed: str) -> None:
+    after = "subprocess.run(['sh', '-c', 'echo one; echo two >&2'], check=True)"
+
+    assert status_with(closed, CLOSED.format(before="", after=after)) == 0
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ALL_CLOSED])
+def test_number_of_a_closed_stream_stays_that_of_the_event_loop(closed: str) -> None:
+    before = "loop = asyncio.new_event_loop(); kept = os.fstat(2)"
+    after = "assert os.fstat(2) == kept; loop.run_until_complete(asyncio.sleep(0.01))"
+
+    assert status_with(closed, CLOSED.format(before=before, after=after)) == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ALL_CLOSED])
+def test_start_that_fails_has_its_status_whatever_is_closed(closed: str, tmp_path: Path) -> None:
+    program = f"import os; os.environ['POLICY_SERVER_HOME'] = {str(tmp_path)!r}; import app"
+
+    assert status_with(closed, program) == 3
 
 
 PRINTING = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -204,10 +205,60 @@ def test_hash_is_no_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         read_settings()
 
 
+TIMES = [name for name in Settings.model_fields if name.endswith("_s") and name != "drain_s"]
+
+
+@pytest.mark.parametrize("value", ["1e14", "1.7e308"])
+@pytest.mark.parametrize("name", TIMES)
+def test_time_that_a_clock_of_the_system_cannot_count_is_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings(**{name: value})
+
+    assert caught.value.message == (
+        f"{name}: expected less than or equal to 9000000000000, got {value!r}"
+    )
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_time_without_an_end_may_be_given_as_a_long_one(name: str) -> None:
+    assert getattr(read_settings(**{name: "9e12"}), name) == 9e12
+
+
 def test_dotenv_that_is_no_text_is_one_line() -> None:
     Path(".env").write_bytes(b"POLICY_SERVER_HOME=\xff\xfe\n")
 
     with pytest.raises(SettingsError, match=r"^\.env: can't be read: expected text in UTF-8; mend"):
+        read_settings()
+
+
+@pytest.mark.parametrize("name", ["POLICY_SERVER_METRICS_KEY", "POLICY_SERVER_LOG_FORMAT"])
+def test_dotenv_line_that_cannot_be_read_is_refused(name: str) -> None:
+    Path(".env").write_text(f"POLICY_SERVER_LOG_FORMAT=json\n{name}: json\n")
+
+    with pytest.raises(
+        SettingsError, match=rf"^\.env: line 2: {name} can't be read; expected NAME="
+    ):
+        read_settings()
+    assert find_log_format() == "json"
+
+
+def test_dotenv_that_is_a_named_pipe_is_one_line() -> None:
+    os.mkfifo(".env")
+
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+    assert find_log_format() == "auto"
+    assert caught.value.message == (
+        ".env: can't be read: it is a named pipe; expected a file; mend it or remove it"
+    )
+
+
+def test_dotenv_that_is_a_folder_is_one_line() -> None:
+    Path(".env").mkdir()
+
+    with pytest.raises(
+        SettingsError, match=r"^\.env: can't be read: it is a folder; expected a fi"
+    ):
         read_settings()
 
 

@@ -19,6 +19,7 @@ from policy_server.commands.timed_answers import TimedAdapter
 from policy_server.commands.trusted_certificates import certificate_bundle
 from policy_server.commands.unix_requests import UnixAdapter
 from policy_server.errors import SchemaError, ServerAnswerError, SettingsError, UsageError
+from policy_server.policy import LARGEST_SEED
 from policy_server.schema import can_stand_in_an_address, read_schema_file
 from policy_server.settings import Settings
 
@@ -361,10 +362,12 @@ def choose_answer(*, is_deterministic: bool, is_distribution: bool, seed: int | 
         seed: of the draw.
 
     Raises:
-        UsageError: if these don't go together.
+        UsageError: if these don't go together, or no draw takes the seed.
     """
     if is_deterministic and is_distribution:
         raise UsageError("--deterministic and --distribution ask for two answers; give one")
+    if seed is not None and not 0 <= seed <= LARGEST_SEED:
+        raise UsageError(f"--seed: expected a whole number from 0 to {LARGEST_SEED}, got {seed}")
     if seed is not None and (is_deterministic or is_distribution):
         raise UsageError("--seed is for draws; leave it out with --deterministic or --distribution")
     if is_deterministic:

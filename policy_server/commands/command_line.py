@@ -24,11 +24,11 @@ from policy_server.commands.help_text import command_help, overview, usage
 from policy_server.commands.standard_streams import (
     drop_output,
     flush_output,
-    open_closed_streams,
     write_output,
 )
 from policy_server.commands.usage import explain, named_method, spelled_out, unknown_command
 from policy_server.errors import PolicyServerError, UsageError
+from policy_server.process_output import open_closed_streams
 
 __all__ = ["Task", "Terminal", "command", "progress_bar", "run"]
 
@@ -40,6 +40,10 @@ _WRONG_USAGE = 2
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 _BAR_WIDTH = 40
+# The options that are paths or addresses of files; so are all arguments that are given by place.
+_PATHS = frozenset(
+    {"normalization", "output", "picture", "schema_uri", "ssl_certfile", "ssl_keyfile"}
+)
 
 
 class Task:
@@ -75,6 +79,7 @@ def command(method: Callable[Parameters, Iterator[str]]) -> Callable[Parameters,
         given = signature.bind(*args, **kwargs)
         for name, value in given.arguments.items():
             if isinstance(value, str):
+                _check_path(signature.parameters[name], value)
                 given.arguments[name] = _parse(name, value, types[name])
         return Task(functools.partial(method, *given.args, **given.kwargs))
 
@@ -210,6 +215,15 @@ def _how_to(
 def _fail(program: str, message: str) -> int:
     sys.stderr.write(f"{program.split()[-1]}: {message}\n")
     return _FAILED
+
+
+def _check_path(parameter: inspect.Parameter, text: str) -> None:
+    """Refuse an empty path, which would be that of the working directory."""
+    is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    if not text and (parameter.name in _PATHS or not is_option):
+        words = parameter.name.replace("_", "-")
+        place = f"--{words}" if is_option else words.upper()
+        raise FireError(f"{place}: expected a value, got an empty text")
 
 
 def _parse(name: str, text: str, hint: Any) -> str | int | float | bool:  # noqa: ANN401 -- a type

@@ -24,6 +24,8 @@ __all__ = [
     "admin_client",
     "as_json",
     "as_text",
+    "check_evidence",
+    "check_traffic",
     "deploy",
     "name_of",
     "promote",
@@ -38,6 +40,7 @@ Status = AnswerObject
 _PIECE_BYTES = 1024 * 1024
 # Loading and proving a large policy takes minutes; the server has a limit of its own.
 _TIMEOUT_S = 900.0
+_ALL_TRAFFIC = 100
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -60,6 +63,40 @@ def admin_client(url: str, key: str | None, settings: Settings) -> PolicyClient:
             "environment or with --key"
         )
     return PolicyClient(url, key, key_places=f"{ENV_PREFIX}ADMIN_KEY")
+
+
+def check_traffic(traffic: float) -> None:
+    """Refuse a share of the questions that no version can have.
+
+    Args:
+        traffic: the share, in per cent.
+
+    Raises:
+        UsageError: if it is not from 0 to 100.
+    """
+    if not 0 <= traffic <= _ALL_TRAFFIC:
+        raise UsageError(f"--traffic: expected a number from 0 to {_ALL_TRAFFIC}, got {traffic}")
+
+
+def check_evidence(after: int | None, max_disagreement: float | None) -> None:
+    """Refuse evidence for a promotion that no server takes.
+
+    Args:
+        after: how many questions have to be compared first; None for none.
+        max_disagreement: the largest share of them that may have another deterministic action;
+            None for 0.
+
+    Raises:
+        UsageError: if one is out of its range, or the share is given without a number of questions.
+    """
+    if after is not None and after < 1:
+        raise UsageError(f"--after: expected a whole number from 1, got {after}")
+    if max_disagreement is not None and not 0 <= max_disagreement <= 1:
+        raise UsageError(
+            f"--max-disagreement: expected a number from 0 to 1, got {max_disagreement}"
+        )
+    if max_disagreement is not None and after is None:
+        raise UsageError("--max-disagreement: say by --after how many questions are compared first")
 
 
 def name_of(server: PolicyClient, policy: str | None) -> str:
@@ -151,14 +188,11 @@ def promote(
         The versions as they are then.
 
     Raises:
-        UsageError: if the share is given without a number of questions.
         ServerAnswerError: if the server refuses, in words.
     """
     params = {} if version is None else {"version": version}
     if after is not None:
         params["after"] = str(after)
-    elif max_disagreement is not None:
-        raise UsageError("--max-disagreement: say by --after how many questions are compared first")
     if max_disagreement is not None:
         params["max_disagreement"] = repr(max_disagreement)
     known: Status = server.request("POST", f"{_route(policy)}/promote", params=params)

@@ -457,6 +457,7 @@ class Commands:
             url: Where the server answers.
             key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
         """
+        deployments.check_traffic(traffic)
         settings = read_settings()
         with deployments.admin_client(url, key, settings) as server:
             name = _policy_of(server, policy)
@@ -494,6 +495,7 @@ class Commands:
             url: Where the server answers.
             key: Its admin key; POLICY_SERVER_ADMIN_KEY if left out.
         """
+        deployments.check_evidence(after, max_disagreement)
         with deployments.admin_client(url, key, read_settings()) as server:
             name = _policy_of(server, policy)
             yield from deployments.as_text(

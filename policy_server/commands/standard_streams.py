@@ -1,4 +1,4 @@
-"""Standard input and output where they are closed, full, or nobody reads them."""
+"""Standard output where it is closed, full, or nobody reads it."""
 
 from __future__ import annotations
 
@@ -6,24 +6,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from policy_server.errors import PolicyServerError
 
-__all__ = ["drop_output", "flush_output", "open_closed_streams", "write_output"]
-
-_MODES = {"stdin": "r", "stdout": "w", "stderr": "w"}
-
-
-def open_closed_streams() -> None:
-    """Give each standard stream that was closed (`>&-`) the null device.
-
-    Python has None in its place, and the next file that is opened would get its number.
-    """
-    for name, mode in _MODES.items():
-        if getattr(sys, name) is None:
-            stream = Path(os.devnull).open(mode)  # noqa: SIM115 -- it stays open until the exit
-            setattr(sys, name, stream)
+__all__ = ["drop_output", "flush_output", "write_output"]
 
 
 def write_output(text: str) -> None:

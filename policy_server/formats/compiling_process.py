@@ -53,6 +53,8 @@ _MEMORY_OF_EACH_BYTE = 16
 # 3 s (6.5 MB), that of IMPALA 9 s (4.2 MB), a dense one 14 s (208 MB), ResNet-18 103 s (43 MB).
 _LEAST_SHARE = 1 / 3
 _SHARE_OF_EACH_MB = 1 / 50
+# The system's timers take no more than 9.2e9 s.
+_LONGEST_TIMER_S = 1e9
 # Of the process that gets no memory, also while it imports: its traceback would tell no more.
 _NO_MEMORY = 12
 PROGRAM = f"""
@@ -183,7 +185,7 @@ async def _compile(
             str(os.getpid()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL if is_quiet else None,
+            stderr=asyncio.subprocess.DEVNULL if is_quiet or sys.__stderr__ is None else None,
             env=environment_of_child(),
         )
     except OSError as error:
@@ -285,7 +287,7 @@ def _bound(size: int, seconds: float) -> None:
     with contextlib.suppress(OSError, ValueError):
         bound_further_memory(_LEAST_MEMORY_BYTES + _MEMORY_OF_EACH_BYTE * size)
     # Its signal ends the process within a library too, also where no server waits for it any more.
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_PROF, min(seconds, _LONGEST_TIMER_S))
 
 
 def main() -> None:

@@ -104,10 +104,10 @@ class _Pump:
             if is_ended is not None and is_ended.is_set():
                 raise ModelError("the download was ended")
             try:
-                item = self._items.get(timeout=left_s if is_ended is None else min(left_s, _POLL_S))
+                item = self._items.get(timeout=min(left_s, _POLL_S))
                 break
             except queue.Empty:
-                if left_s <= _POLL_S or is_ended is None:
+                if left_s <= _POLL_S:
                     raise DeadlineError from None
         if isinstance(item, BaseException):
             raise item

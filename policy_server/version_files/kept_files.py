@@ -74,13 +74,25 @@ class VersionFiles:
             return prepare_model(self._settings, check=self._check(section))
         if self._places.is_uploaded(version.model):
             return self._prepare_uploaded(section.name, version.model, fetch)
-        key = f"versions.{version.name}.model" if section.versions else "model"
+        place = self._place_of(section, version)
         try:
-            return self._prepare(section, version, version.model)
+            return self._prepare(section, version, version.model, place)
         except ModelError as error:
-            raise ModelError(f"{section.schema.source}: {key}: {error.message}") from error
+            raise ModelError(f"{place}: {error.message}") from error
 
-    def _prepare(self, section: PolicySection, version: DeployedVersion, model: str) -> Path:
+    def _place_of(self, section: PolicySection, version: DeployedVersion) -> str:
+        """Return the place that names a version's model, for messages."""
+        if self._places.is_named(section, version):
+            key = f"versions.{version.name}.model" if section.versions else "model"
+            return f"{section.schema.source}: {key}"
+        if version.digest:
+            return f"versions.json: {section.name}: {version.name}: model"
+        # It is deployed now: the key of the request's body.
+        return "model"
+
+    def _prepare(
+        self, section: PolicySection, version: DeployedVersion, model: str, place: str
+    ) -> Path:
         check = self._check(section)
         unpacked = self._places.unpacked(section, version)
         if unpacked is not None:
@@ -89,7 +101,7 @@ class VersionFiles:
         own = self._places.own(
             f"{FOLDER}/{section.name}/{self._places.folder_of(section, version)}"
         )
-        uri = parse_uri(model, name=f"policies.{section.name}.model") if "://" in model else None
+        uri = parse_uri(model, name=place) if "://" in model else None
         if uri is not None:
             take_over(uri, own, [version.name, "model"])
         if holds(own.models_path, version.digest):

@@ -45,6 +45,16 @@ class VersionPlaces:
         parts = PurePosixPath(model or "").parts
         return len(parts) == _UPLOAD_PARTS and parts[0] == FOLDER and ".." not in parts
 
+    def is_named(self, section: PolicySection, version: DeployedVersion) -> bool:
+        """Return whether schema.yaml names a version's model, and not a deployment alone.
+
+        Args:
+            section: the part of schema.yaml about the policy.
+            version: the version.
+        """
+        named = {(item.name, item.model) for item in _versions_of(section)}
+        return _is_only(section, version) or (version.name, version.model) in named
+
     def own(self, model: str) -> Settings:
         """Return the settings of a version's folder, laid out as a server's folder.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,40 @@ COMMANDS = [
     "unzip",
 ]
 
+WRONG_VALUES = {
+    "deploy x --traffic 101": "--traffic: expected a number from 0 to 100, got 101.0",
+    "deploy x --traffic nan": "--traffic: expected a number from 0 to 100, got nan",
+    "deploy x --traffic -1": "--traffic: expected a number from 0 to 100, got -1.0",
+    "deploy x --traffic inf": "--traffic: expected a number from 0 to 100, got inf",
+    "promote --after 0": "--after: expected a whole number from 1, got 0",
+    "promote --after -5": "--after: expected a whole number from 1, got -5",
+    "promote --max-disagreement 2 --after 1": (
+        "--max-disagreement: expected a number from 0 to 1, got 2.0"
+    ),
+    "promote --max-disagreement nan --after 1": (
+        "--max-disagreement: expected a number from 0 to 1, got nan"
+    ),
+    "promote --max-disagreement 0.1": (
+        "--max-disagreement: say by --after how many questions are compared first"
+    ),
+    "predict --seed -1": "--seed: expected a whole number from 0 to 9223372036854775807, got -1",
+    "predict --seed 9223372036854775808": (
+        "--seed: expected a whole number from 0 to 9223372036854775807, got 9223372036854775808"
+    ),
+    "digest ''": "PATH: expected a value, got an empty text",
+    "deploy ''": "PATH: expected a value, got an empty text",
+    "copy_server_files ''": "PATH: expected a value, got an empty text",
+    "inspect --path=": "PATH: expected a value, got an empty text",
+    "schema ''": "PATH: expected a value, got an empty text",
+    "evaluate ''": "PATH: expected a value, got an empty text",
+    "export ''": "POLICY: expected a value, got an empty text",
+    "fetch ''": "URI: expected a value, got an empty text",
+    "fetch x --schema-uri ''": "--schema-uri: expected a value, got an empty text",
+    "schema --output ''": "--output: expected a value, got an empty text",
+    "clients --output=": "--output: expected a value, got an empty text",
+    "export x --normalization ''": ("--normalization: expected a value, got an empty text"),
+    "realtime --picture ''": "--picture: expected a value, got an empty text",
+}
 OBSERVATION = '{"links": [1e-3, 2], "is_open": false}'
 
 
@@ -725,3 +760,12 @@ def test_example_is_named_from_anywhere_unless_a_folder_has_its_name(
         "generate.py: lpoc: holds no schema.yaml and no policy; expected a folder with schema.yaml "
         "and a policy, such as saved_model.zip\n"
     )
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG_VALUES.items(), ids=WRONG_VALUES)
+def test_value_out_of_range_is_a_wrong_usage_before_anybody_is_asked(
+    line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate.main(shlex.split(line)) == 2
+
+    assert capsys.readouterr().err.startswith(f"generate.py: {message}\n")

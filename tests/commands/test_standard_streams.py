@@ -47,6 +47,11 @@ def test_errors_that_are_closed_leave_the_exit_code() -> None:
     assert shell("$P frobnicate 2>&-").returncode == 2
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_digest_is_computed_whatever_is_closed(closed: str) -> None:
+    assert shell(f"cd {shlex.quote(str(ROOT))}; $P digest generate.py {closed}").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [("hash_key", "the key: expected", 2), ("predict -", "standard input: expected JSON", 1)],

@@ -213,6 +213,10 @@ async def test_cancelling_ends_the_process(model: Model) -> None:
     assert not any(map(is_running, below))
 
 
+async def test_longest_time_to_start_is_no_bound(model: Model) -> None:
+    assert await find(model, start_timeout_s=9e12) is not None
+
+
 async def test_process_that_takes_too_long_is_ended(model: Model) -> None:
     with pytest.raises(NotReadyError, match=r"was not compiled within 0\.2 s"):
         await find(model, start_timeout_s=0.2)

@@ -538,6 +538,13 @@ def test_the_same_content_does_not_replace_the_files(web: WebServer, settings: S
     assert settings.zip_path.stat().st_ino == before.st_ino
 
 
+def test_longest_time_of_a_download_is_no_bound(web: WebServer, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", download_timeout_s=9e12)
+    address = web.answer("/m", Reply(policy("new")))
+
+    assert fetch(settings, address) == ["fetched"]
+
+
 def test_silence_is_said(web: WebServer, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", download_timeout_s=0.2)
     address = web.answer("/m", Reply(NEW, pause_s=1))

@@ -190,6 +190,14 @@ async def test_client_keeps_no_more_sessions_than_it_may(url: SecretStr | None) 
     assert page["session_changes_total change=refused policy=hunter"] == 1
 
 
+async def test_session_may_be_kept_for_the_longest_time(url: SecretStr | None) -> None:
+    async with running(url, session_idle_s=9e12) as store:
+        await store.add(session(FIRST))
+        for _ in range(2):
+            async with store.held("hunter", FIRST) as held:
+                await held.keep(held.record)
+
+
 async def test_idle_sessions_count_for_their_client_no_more(url: SecretStr | None) -> None:
     async with running(url, max_key_sessions=1, session_idle_s=0.05) as store:
         await store.add(replace(session(FIRST), client="address:10.0.0.1"))

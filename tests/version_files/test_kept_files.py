@@ -64,6 +64,34 @@ def test_two_uploads_of_one_name_have_folders_of_their_own(
     assert len(list((tmp_path / "versions" / "default").iterdir())) == 1
 
 
+@pytest.mark.parametrize(
+    ("version", "place"),
+    [
+        (DeployedVersion("v2", "gone.zip"), "model"),
+        (DeployedVersion("v2", "gone.zip", digest="abc"), "versions.json: default: v2: model"),
+        (DeployedVersion("", "own.zip"), "schema.yaml: model"),
+        (DeployedVersion("abcd", "own.zip", digest="abc"), "schema.yaml: model"),
+    ],
+    ids=["asked", "deployed before", "schema.yaml's", "schema.yaml's, deployed before"],
+)
+def test_refusal_names_where_the_model_is_named(
+    files: VersionFiles, section: PolicySection, version: DeployedVersion, place: str
+) -> None:
+    with pytest.raises(ModelError, match=rf"^{place}: .*\.zip: not found"):
+        files.prepare(replace(section, model="own.zip"), version, lambda _model, _folder: False)
+
+
+def test_refusal_of_a_named_version_names_schema_yaml(files: VersionFiles, tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").write_text(
+        "policies: {a: {versions: {one: {model: gone.zip}}}}\nparameters: {api_key: k}"
+    )
+    [section] = read_schema_file(tmp_path / "schema.yaml")
+    one = DeployedVersion("one", "gone.zip", 100.0)
+
+    with pytest.raises(ModelError, match=r"^schema\.yaml: policies\.a: versions\.one\.model: "):
+        files.prepare(section, one, lambda _model, _folder: False)
+
+
 def test_upload_brings_nothing_that_a_start_makes_itself(
     files: VersionFiles, tmp_path: Path
 ) -> None:

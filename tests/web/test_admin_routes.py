@@ -401,7 +401,16 @@ async def test_path_that_is_missing_is_refused_with_its_name(home: Path, tmp_pat
         answer = await admin(client, "POST", VERSIONS, json={"model": str(missing)})
 
     assert answer.status_code == 409, answer.text
-    assert f"{missing}: not found" in answer.json()["detail"]
+    assert answer.json()["detail"].startswith(f"model: {missing}: not found")
+
+
+async def test_address_of_an_unknown_kind_is_refused_by_the_name_that_was_asked(home: Path) -> None:
+    async with served(home) as client:
+        answer = await admin(client, "POST", VERSIONS, json={"model": "gopher://x"})
+
+    assert answer.json()["detail"] == (
+        "model: expected s3://, gs://, https://, file:// or a path, got gopher://"
+    )
 
 
 async def test_admin_routes_take_the_admin_key_alone(home: Path) -> None:

@@ -27,6 +27,10 @@ def quiet_import() -> Iterator[None]:
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if sys.__stderr__ is None:
+        # It was closed, and its number may be another file's: the event loop's.
+        yield
+        return
     sys.stderr.flush()
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as held:
