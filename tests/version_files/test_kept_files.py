@@ -138,7 +138,7 @@ def test_start_removes_what_is_neither_deployed_nor_on_its_way(
     files: VersionFiles, section: PolicySection, tmp_path: Path
 ) -> None:
     deployed, interrupted = uploaded(files, "v2"), uploaded(files, "v3")
-    abandoned = tmp_path / "versions" / "default" / ".incoming-v4.x"
+    abandoned = tmp_path / "versions" / "default" / ".incoming-v4.x1_y2z3w"
     abandoned.mkdir()
     deployment = Deployment.begin([deployed])
 
@@ -153,6 +153,53 @@ def test_start_removes_what_is_neither_deployed_nor_on_its_way(
     assert while_coming == (True, True)
     assert names_in(tmp_path) == {"v2"}
     assert not abandoned.exists()
+
+
+@pytest.mark.parametrize("is_linked", [False, True], ids=["own folder", "link to a folder"])
+def test_start_leaves_alone_what_no_server_has_made(
+    files: VersionFiles, section: PolicySection, tmp_path: Path, *, is_linked: bool
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "kept").mkdir(parents=True)
+    (elsewhere / "kept" / "weights.bin").write_text("7")
+    versions = tmp_path / "versions"
+    if is_linked:
+        versions.symlink_to(elsewhere)
+    folder = versions / "default"
+    folder.mkdir(parents=True)
+    for name in ("notes.txt", "v2.0123456789ab", ".gone-0123456789ab", ".incoming-v2.x1_y2z3w"):
+        (folder / name).write_text("somebody's")
+    for name in ("data", "v2", "v2.backup", ".gone-by", ".incoming-mail", "v2.0123456789AB"):
+        (folder / name).mkdir()
+    (folder / "v3.0123456789ab").symlink_to(elsewhere / "kept")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    interrupted = uploaded(files, "v4")
+    for name in (".gone-0123456789cd", "schema.model.0123456789ab"):
+        (folder / name).mkdir()
+
+    files.clear(section, lambda: ())
+    files.forget("default", DeployedVersion("v2", "versions/default/data", 100.0))
+
+    after = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    assert interrupted.model is not None
+    assert [path for path in after if path.name != ".default.lock"] == before
+
+
+def test_start_names_the_versions_that_it_removes(
+    files: VersionFiles,
+    section: PolicySection,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = uploaded(files, "v3").model or ""
+    (tmp_path / "versions" / "default" / ".gone-0123456789ab").mkdir()
+
+    files.clear(section, lambda: ())
+    files.clear(section, lambda: ())
+
+    [record] = [record for record in caplog.records if record.msg == "versions_removed"]
+    assert record.__dict__["folders"] == [Path(model).name]
+    assert record.__dict__["path"] == str(tmp_path / "versions" / "default")
 
 
 def changed(path: Path, entry: dict[str, Any]) -> None:
