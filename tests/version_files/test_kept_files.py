@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -208,6 +209,12 @@ def changed(path: Path, entry: dict[str, Any]) -> None:
     path.write_text(json.dumps(entry))
 
 
+def pipe(path: Path) -> None:
+    """Put a named pipe, to which nobody writes, in a file's place."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     "happen",
     [
@@ -217,11 +224,22 @@ def changed(path: Path, entry: dict[str, Any]) -> None:
         lambda path: changed(path, json.loads(path.read_text())),
         # What can't be opened, whoever asks: the file's rights say nothing to root.
         lambda path: (path.unlink(), path.mkdir()),
+        lambda path: (path.unlink(), path.symlink_to(path.parent / "elsewhere" / "versions.json")),
+        lambda path: path.write_text("[" * 100_000),
+        pipe,
+        lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
     ],
-    ids=["cut off", "no object", "damaged entry", "other schema.yaml", "unreadable"],
+    ids=[
+        *("cut off", "no object", "damaged entry", "other schema.yaml", "unreadable"),
+        *("link to nothing", "too deep", "named pipe", "device"),
+    ],
 )
 def test_start_that_cannot_use_its_deployment_keeps_the_uploads(
-    files: VersionFiles, section: PolicySection, tmp_path: Path, happen: Callable[[Path], None]
+    files: VersionFiles,
+    section: PolicySection,
+    tmp_path: Path,
+    happen: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     version = uploaded(files, "v2")
     basis = {"default": "today"}
@@ -234,6 +252,7 @@ def test_start_that_cannot_use_its_deployment_keeps_the_uploads(
 
     assert used is None
     assert names_in(tmp_path) == {"v2"}
+    assert [record.msg for record in caplog.records].count("deployment_not_used") == 1
 
 
 def test_start_whose_disk_does_not_give_its_deployment_serves_no_other_one(
@@ -266,6 +285,11 @@ def test_basis_of_a_policy_that_the_disk_does_not_give_is_no_other_basis(tmp_pat
         basis_of(read_schema_file(tmp_path / "schema.yaml"), settings)
 
 
+def link_or_content(path: Path) -> Path | bytes:
+    """Return where a link leads, or a file's bytes."""
+    return path.readlink() if path.is_symlink() else path.read_bytes()
+
+
 @pytest.mark.parametrize(
     "happen",
     [
@@ -274,8 +298,13 @@ def test_basis_of_a_policy_that_the_disk_does_not_give_is_no_other_basis(tmp_pat
         lambda path: path.write_text("[]"),
         lambda path: path.write_text('{"default": 7}'),
         lambda path: path.write_text('{"default": {"basis": "today", "deployment": 7}}'),
+        lambda path: (path.unlink(), path.symlink_to(path.parent / "elsewhere")),
+        lambda path: path.write_text("[" * 100_000),
     ],
-    ids=["cut off", "no text", "no object", "no entry", "damaged entry"],
+    ids=[
+        *("cut off", "no text", "no object", "no entry", "damaged entry"),
+        *("link to nothing", "too deep"),
+    ],
 )
 def test_deployment_over_a_damaged_one_keeps_the_uploads_that_it_may_have_named(
     files: VersionFiles, section: PolicySection, tmp_path: Path, happen: Callable[[Path], None]
@@ -285,7 +314,7 @@ def test_deployment_over_a_damaged_one_keeps_the_uploads_that_it_may_have_named(
     kept = tmp_path / "versions.json"
     DeploymentFile(tmp_path, basis).write("default", Deployment((old,), "v2", serial=1))
     happen(kept)
-    damaged = kept.read_bytes()
+    damaged = link_or_content(kept)
 
     DeploymentFile(tmp_path, basis).write("default", Deployment((new,), "v3", serial=1))
     later = DeploymentFile(tmp_path, basis)
@@ -294,7 +323,8 @@ def test_deployment_over_a_damaged_one_keeps_the_uploads_that_it_may_have_named(
     assert later.read("default") == Deployment((new,), "v3", serial=1)
     assert names_in(tmp_path) == {"v2", "v3"}
     aside = tmp_path / "versions.json.damaged"
-    assert aside.read_bytes() == damaged
+    assert link_or_content(aside) == damaged
+    assert not (tmp_path / "elsewhere").exists()
     aside.unlink()
     files.clear(section, lambda: later.named("default"))
     assert names_in(tmp_path) == {"v3"}
