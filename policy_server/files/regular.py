@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Collection
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = [
     "open_file",
     "read_json",
     "read_text",
+    "shortage_of_system",
     "unread",
 ]
 
@@ -55,6 +57,14 @@ _FAILURES = frozenset(
 )
 
 
+# The system has too little of something at this moment, or allows this process no more.
+_SHORTAGES = frozenset(
+    number
+    for number, name in errno.errorcode.items()
+    if name in {"EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "ENOSPC", "EDQUOT", "EFBIG"}
+)
+
+
 def failure_of_system(error: BaseException) -> OSError | None:
     """Return the failure of the disk or the system behind an error; None for any other error.
 
@@ -65,9 +75,24 @@ def failure_of_system(error: BaseException) -> OSError | None:
         error: the error, which may have been raised over others: zipfile says of a file that can't
             be read that it is no zip.
     """
+    return _found_behind(error, _FAILURES)
+
+
+def shortage_of_system(error: BaseException) -> OSError | None:
+    """Return the error behind another one that says what the system has too little of; or None.
+
+    Such are open files, room on a disk, and the most bytes that a file may have.
+
+    Args:
+        error: the error, which may have been raised over others.
+    """
+    return _found_behind(error, _SHORTAGES)
+
+
+def _found_behind(error: BaseException, numbers: Collection[int | None]) -> OSError | None:
     at: BaseException | None = error
     while at is not None:
-        if isinstance(at, OSError) and at.errno in _FAILURES:
+        if isinstance(at, OSError) and at.errno in numbers:
             return at
         at = at.__cause__ or at.__context__
     return None
