@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from policy_server import __version__
 from policy_server.engine.network import CompiledPolicy, NumpyNetwork, Step
 from policy_server.files.atomic import write_whole
+from policy_server.files.regular import open_file
 from policy_server.policy import (
     ActionComponent,
     ActionOutput,
@@ -182,7 +183,9 @@ def read_outcome(folder: Path, digest: str) -> Outcome | None:
     """
     path = folder / OUTCOME_FILE
     try:
-        return decode(path.read_bytes(), digest)
+        with open_file(path) as file:
+            content = file.read()
+        return decode(content, digest)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, MemoryError, RuntimeError, zlib.error) as error:

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
+from collections.abc import Collection
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from policy_server.errors import ModelError
 
-__all__ = ["check_system", "failure_of_system", "is_there", "open_file", "unread"]
+__all__ = [
+    "check_system",
+    "failure_of_system",
+    "is_there",
+    "open_file",
+    "read_json",
+    "read_text",
+    "shortage_of_system",
+    "unread",
+]
 
+# Far beyond what a server writes to such a file.
+_MOST_BYTES = 16 * 2**20
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -43,6 +57,14 @@ _FAILURES = frozenset(
 )
 
 
+# The system has too little of something at this moment, or allows this process no more.
+_SHORTAGES = frozenset(
+    number
+    for number, name in errno.errorcode.items()
+    if name in {"EMFILE", "ENFILE", "ENOMEM", "ENOBUFS", "ENOSPC", "EDQUOT", "EFBIG"}
+)
+
+
 def failure_of_system(error: BaseException) -> OSError | None:
     """Return the failure of the disk or the system behind an error; None for any other error.
 
@@ -53,9 +75,24 @@ def failure_of_system(error: BaseException) -> OSError | None:
         error: the error, which may have been raised over others: zipfile says of a file that can't
             be read that it is no zip.
     """
+    return _found_behind(error, _FAILURES)
+
+
+def shortage_of_system(error: BaseException) -> OSError | None:
+    """Return the error behind another one that says what the system has too little of; or None.
+
+    Such are open files, room on a disk, and the most bytes that a file may have.
+
+    Args:
+        error: the error, which may have been raised over others.
+    """
+    return _found_behind(error, _SHORTAGES)
+
+
+def _found_behind(error: BaseException, numbers: Collection[int | None]) -> OSError | None:
     at: BaseException | None = error
     while at is not None:
-        if isinstance(at, OSError) and at.errno in _FAILURES:
+        if isinstance(at, OSError) and at.errno in numbers:
             return at
         at = at.__cause__ or at.__context__
     return None
@@ -120,6 +157,39 @@ def open_file(path: Path) -> BufferedReader:
         file.close()
         raise OSError(errno.EINVAL, f"it is {_KINDS[kind]}; expected a file", str(path))
     return file
+
+
+def read_text(path: Path) -> str:
+    """Read a small file of text, such as a record that the server keeps for its next start.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: if it can't be read, or is a named pipe, a socket or a device.
+        ValueError: if it has more than 16 MiB, or is no text in UTF-8.
+    """
+    with open_file(path) as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+    return content.decode()
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 -- any JSON
+    """Read a small file of JSON; see `read_text`.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: as `read_text`.
+        ValueError: as `read_text`, or if it is no JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _open_at_once(path: str, flags: int) -> int:

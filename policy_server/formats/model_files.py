@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from policy_server.errors import ModelError
-from policy_server.files.regular import check_system, open_file
+from policy_server.files.regular import check_system, open_file, read_text
 
 __all__ = [
     "BESIDE_MARK",
@@ -247,8 +247,8 @@ def read_mark(path: Path) -> str | None:
         ModelError: if there is one that can't be read: what it stands for may not be left out.
     """
     try:
-        return path.read_text()
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        return read_text(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}") from error

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from policy_server.files.regular import read_json
 from policy_server.formats.model_files import digest_of_file
 from policy_server.remote_files.uris import RemoteUri
 from policy_server.settings import Settings
@@ -116,7 +117,7 @@ def read_record(settings: Settings) -> dict[str, FetchedCopy]:
         ModelError: if a file can't be read.
     """
     try:
-        record = json.loads((settings.home / RECORD_FILE).read_text())
+        record = read_json(settings.home / RECORD_FILE)
         copies = {str(name): FetchedCopy(**entry) for name, entry in record.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         # Without the record, files are fetched again.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from policy_server.errors import SchemaError
+from policy_server.files.regular import read_text
 from policy_server.installation import command_for, examples_folder
 
 __all__ = ["find_example_of", "named_as_example"]
@@ -55,6 +56,6 @@ def named_as_example(path: Path, *, draft: str = "schema --output schema.yaml") 
 def _lines(path: Path) -> list[str] | None:
     """Return a file's lines, without their ends; None where the file can't be read."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
+        return read_text(path).removeprefix("\ufeff").splitlines()
+    except (OSError, ValueError):
         return None

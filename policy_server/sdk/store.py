@@ -21,6 +21,7 @@ from policy_server.errors import SdkPendingError
 from policy_server.files.atomic import write_whole
 from policy_server.files.file_work import finish_in_thread
 from policy_server.files.locks import FileLock
+from policy_server.files.regular import open_file
 from policy_server.sdk.generator import Files, generate, generator_version
 from policy_server.sdk.languages import LANGUAGES, SDK_NAME, Language, LanguageName
 from policy_server.sdk.openapi_document import Document
@@ -177,7 +178,8 @@ class SdkStore:
 
     def _read(self, key: str) -> bytes | None:
         try:
-            content = self._path(key).read_bytes()
+            with open_file(self._path(key)) as file:
+                content = file.read()
         except OSError:
             return self._in_memory.get(key)
         with suppress(OSError):

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from policy_server.errors import DeploymentChangedError, DeploymentError
 from policy_server.files.atomic import write_whole
 from policy_server.files.locks import FileLock
-from policy_server.files.regular import failure_of_system, unread
+from policy_server.files.regular import failure_of_system, read_json, unread
 from policy_server.serving.deployment import DeployedVersion, Deployment
 
 __all__ = ["DeploymentFile"]
@@ -76,7 +76,7 @@ class DeploymentFile:
 
     def named(self, policy: str) -> Sequence[DeployedVersion]:
         """Return a policy's versions, deployed over any files; see `DeploymentStore.named`."""
-        if self._damaged.exists():
+        if os.path.lexists(self._damaged):
             raise DeploymentError(
                 f"{self._damaged}: may name uploaded versions, so that no upload is removed; "
                 "remove that file once you need none of them"
@@ -174,16 +174,22 @@ class DeploymentFile:
                 raise
             if failure := failure_of_system(error):
                 raise DeploymentError(unread(self._path, failure)) from error
-            self._tell("", f"it can't be read: {error}")
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._tell("", f"it can't be read: {reason}")
             return {}
 
     def _parsed(self) -> dict[str, Any]:
         """Return the file's contents, which are read anew when the file has changed."""
-        known = self._path.stat()
+        try:
+            known = self._path.stat()
+        except FileNotFoundError as error:
+            if not self._path.is_symlink():
+                raise
+            raise ValueError("it is a link that leads nowhere") from error
         mark = (known.st_mtime_ns, known.st_ino)
         if self._seen is not None and self._seen[0] == mark:
             return self._seen[1]
-        entries = json.loads(self._path.read_text(encoding="utf-8"))
+        entries = read_json(self._path)
         if not isinstance(entries, dict):
             raise ValueError("it holds no deployments")  # noqa: TRY004 -- as json's own errors
         self._seen = (mark, entries)

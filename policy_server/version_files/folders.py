@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import shutil
 import tempfile
@@ -19,6 +20,12 @@ logger = logging.getLogger(__name__)
 
 _INCOMING = ".incoming-"
 _GONE = ".gone-"
+# Their names, all that this module removes: `versions` may lie where others have folders too.
+_NAMES = re.compile(
+    rf"(schema\.model|[A-Za-z0-9][A-Za-z0-9_-]*)\.[0-9a-f]{{12}}"
+    rf"|{re.escape(_INCOMING)}[A-Za-z0-9][A-Za-z0-9_-]*\.[a-z0-9_]{{8}}"
+    rf"|{re.escape(_GONE)}[0-9a-f]{{12}}"
+)
 
 
 class VersionFolders:
@@ -68,20 +75,25 @@ class VersionFolders:
         policy: str,
         kept: Callable[[], Collection[str]],
         is_unused: Callable[[Path, Collection[str]], bool],
-    ) -> None:
+    ) -> list[str]:
         """Remove folders that nobody needs; none where that can't be told.
+
+        Links, files and folders with names that no server gives are somebody else's, and stay.
 
         Args:
             policy: the policy's name.
             kept: returns the names of those that stay; may raise a DeploymentError.
             is_unused: returns whether another one may go; its second argument has the names of the
                 versions that are on their way.
+
+        Returns:
+            The names of the versions' own folders that were removed.
         """
         folder = self._root / policy
-        gone: list[Path] = []
+        gone: dict[str, Path] = {}
         # What can't be removed now goes at the next start.
         with suppress(OSError), self._turn(policy):
-            found = [*folder.iterdir()]
+            found = [path for path in folder.iterdir() if _is_own(path)]
             # In this order, since other processes go on: what is deployed meanwhile is on its way
             # first, and is in the deployment when it has arrived.
             coming = {version_of(path) for path in found if is_locked(path)}
@@ -89,17 +101,24 @@ class VersionFolders:
                 known = kept()
             except DeploymentError as error:
                 logger.warning("versions_not_cleared", extra={"reason": error.message})
-                return
+                return []
             for path in found:
                 if path.name not in known and is_unused(path, coming):
                     # Another process may bring the same files as soon as it has its turn.
-                    gone.append(path.rename(folder / f"{_GONE}{secrets.token_hex(6)}"))
-        for path in gone:
+                    aside = folder / f"{_GONE}{secrets.token_hex(6)}"
+                    gone[path.name] = path.rename(aside)
+        for path in gone.values():
             shutil.rmtree(path, ignore_errors=True)
+        return sorted(name for name in gone if not name.startswith((_INCOMING, _GONE)))
 
     def _turn(self, policy: str) -> FileLock:
         """Return the lock under which files are announced, or removed; it is held for a moment."""
         return FileLock(self._root / f".{policy}.lock")
+
+
+def _is_own(path: Path) -> bool:
+    is_folder = path.is_dir() and not path.is_symlink()
+    return is_folder and _NAMES.fullmatch(path.name) is not None
 
 
 def version_of(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ from policy_server.version_files.folders import VersionFolders, version_of
 from policy_server.version_files.places import FOLDER, VersionPlaces
 
 __all__ = ["Fetch", "VersionFiles"]
+
+logger = logging.getLogger(__name__)
 
 # Brings an uploaded version's files to an empty folder, and returns whether it could.
 Fetch = Callable[[str, Path], bool]
@@ -214,19 +217,32 @@ class VersionFiles:
     def clear(self, section: PolicySection, named: Named) -> None:
         """Remove what interrupted deployments have left; nothing where that can't be told.
 
+        The log names the versions that were removed.
+
         Args:
             section: the part of schema.yaml about the policy.
             named: returns the versions whose files are kept, as `DeploymentStore.named` does; it
                 is asked again when a version is forgotten.
         """
         self._known[section.name] = (section, named)
-        # Folders of earlier servers; a version of theirs takes its own over when it is loaded.
-        earlier = {"model", *(version.name for version in section.versions)}
 
         def unused(path: Path, coming: Collection[str]) -> bool:
-            return path.name not in earlier and version_of(path) not in coming
+            return version_of(path) not in coming
 
-        self._folders.remove(section.name, lambda: self._places.kept(section, named()), unused)
+        removed = self._folders.remove(
+            section.name, lambda: self._places.kept(section, named()), unused
+        )
+        if removed:
+            # Most are of interrupted deployments. Where versions.json was taken away, they are
+            # uploads that somebody may look for.
+            logger.warning(
+                "versions_removed",
+                extra={
+                    "path": str(self._settings.home / FOLDER / section.name),
+                    "folders": removed,
+                    "reason": "no deployment names them",
+                },
+            )
 
     def uploads(self, section: PolicySection, deployment: Deployment) -> Mapping[str, Path]:
         """Return the folders of a deployment's uploaded versions, by their `model`.

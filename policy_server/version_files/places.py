@@ -110,11 +110,8 @@ class VersionPlaces:
             section: the part of schema.yaml about the policy, whose versions stay too.
             versions: those that are deployed.
         """
-        versions = [*versions]
         found = [*versions, *_versions_of(section)]
-        own = {name for item in found if (name := self.folder_of(section, item)) is not None}
-        # An earlier server fetched to folders without an id.
-        return own | {item.name for item in versions if "://" in (item.model or "")}
+        return {name for item in found if (name := self.folder_of(section, item)) is not None}
 
 
 def _is_only(section: PolicySection | None, version: DeployedVersion) -> bool:

@@ -24,6 +24,7 @@ from policy_server.errors import (
     SchemaError,
     SettingsError,
 )
+from policy_server.files.regular import shortage_of_system
 
 __all__ = ["NOT_SERVED", "describe_error", "error_response", "install_error_handlers", "send_error"]
 
@@ -34,6 +35,7 @@ _REFUSAL = "websocket.http.response"
 _POLICY_VIOLATION = 1008
 _GONE_AFTER_S = 1.0
 NOT_SERVED = "the policy can't be served; the server's log has the reason"
+_LATER: Mapping[str, str] = {"retry-after": "5"}
 _GENERIC = "internal error; the server's log has the reason"
 # Of these, the message is for the operator: it names files and settings of the server's machine.
 _OPERATORS = (ExportError, ModelError, SchemaError, SettingsError)
@@ -94,6 +96,8 @@ def describe_error(
         return error.status, error.problems, error.headers
     if isinstance(error, HTTPException):
         return error.status_code, _detail(error), error.headers
+    if not isinstance(error, PolicyServerError) and (shortage := shortage_of_system(error)):
+        return _describe_shortage(shortage, request_id)
     if not isinstance(error, PolicyServerError) or error.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("request_failed", exc_info=error, extra={"request_id": request_id})
     if not isinstance(error, PolicyServerError):
@@ -101,6 +105,19 @@ def describe_error(
     if isinstance(error, _OPERATORS):
         return error.status, NOT_SERVED, error.headers
     return error.status, error.message, error.headers
+
+
+def _describe_shortage(
+    shortage: OSError, request_id: str
+) -> tuple[int, object, Mapping[str, str] | None]:
+    """Return the answer to a request that may succeed once the system has what it takes."""
+    reason = shortage.strerror
+    logger.error(
+        "request_failed",
+        extra={"request_id": request_id, "reason": reason, "path": str(shortage.filename or "")},
+    )
+    detail = f"the server's system is short of something ({reason}); try again later"
+    return HTTPStatus.SERVICE_UNAVAILABLE, detail, _LATER
 
 
 def install_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from policy_server.engine.cache import OUTCOME_FILE, read_outcome
 from policy_server.errors import ModelError, SchemaError
 from policy_server.files.archives import ArchiveLimits, open_archive
-from policy_server.files.regular import open_file
-from policy_server.formats.model_files import digest_of_path
+from policy_server.files.regular import open_file, read_json, read_text
+from policy_server.formats.model_files import digest_of_path, read_mark
 from policy_server.formats.recognition import describe_file
+from policy_server.remote_files import RECORD_FILE, is_copy_of
 from policy_server.remote_files.stores import opened
 from policy_server.remote_files.uris import parse_uri
 from policy_server.schema.sections import read_schema_text
+from policy_server.schema.shipped import find_example_of
+from policy_server.settings import Settings
 
 
 def pipe(folder: Path) -> Path:
@@ -90,3 +94,42 @@ def test_schema_that_is_no_file_is_one_line(kind: object, tmp_path: Path) -> Non
     path = kind(tmp_path)
     with pytest.raises(SchemaError, match=f"{path}: can't be read: "):
         read_schema_text(path)
+
+
+def test_small_file_has_a_bound(tmp_path: Path) -> None:
+    (tmp_path / "within").write_text("é" * 2**23)
+    (tmp_path / "beyond").write_text("é" * 2**23 + "e")
+
+    assert len(read_text(tmp_path / "within")) == 2**23
+    with pytest.raises(ValueError, match="it has more than 16777216 bytes"):
+        read_text(tmp_path / "beyond")
+
+
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("[" * 100_000)
+
+    with pytest.raises(ValueError, match="it is nested too deeply"):
+        read_json(tmp_path / "file")
+
+
+def test_record_that_is_no_file_of_json_counts_as_none(tmp_path: Path) -> None:
+    uri = parse_uri("https://host/policy.zip", name="a model")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / RECORD_FILE).write_text("[" * 100_000)
+    pipe(tmp_path).rename(tmp_path / RECORD_FILE)
+
+    assert not is_copy_of(uri, Settings(home=tmp_path / "deep"))
+    assert not is_copy_of(uri, Settings(home=tmp_path))
+
+
+def test_small_files_beside_a_model_that_are_pipes_hold_nothing_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = pipe(tmp_path)
+    with pytest.raises(ModelError, match=f"{path}: can't be read: it is a named pipe"):
+        read_mark(path)
+    assert find_example_of(path) is None
+    path.rename(tmp_path / OUTCOME_FILE)
+
+    assert read_outcome(tmp_path, "digest") is None
+    assert [record.msg for record in caplog.records] == ["compiled_policy_unusable"]

@@ -23,6 +23,7 @@ from policy_server.metrics import Metrics
 from policy_server.serving.process_sessions import NoSessions, ProcessSessions
 from policy_server.serving.redis_sessions import RedisSessions
 from policy_server.serving.redis_sessions.records import decode_record, encode_record
+from policy_server.serving.redis_sessions.scripts import GROUPS
 from policy_server.serving.session_store import (
     LONGEST_SHORT_ANSWER,
     MOST_WAITING,
@@ -342,3 +343,13 @@ async def test_no_more_requests_wait_for_a_session_than_may(url: SecretStr | Non
 
     assert made == list(range(1, MOST_WAITING + 1))
     assert rendered(metrics)["rejected_total policy=hunter reason=session_queue"] == 2
+
+
+async def test_name_in_redis_that_is_no_text_ends_no_counting() -> None:
+    metrics = Metrics()
+    with redis_server() as server:
+        server.ask("SADD", GROUPS, b":\xff")
+        store = RedisSessions(SecretStr(server.url), Settings(), metrics, swept_every_s=0.01)
+        async with store.running():
+            await store.add(session(FIRST))
+            await until(lambda: rendered(metrics).get("sessions policy=hunter") == 1, timeout_s=10)

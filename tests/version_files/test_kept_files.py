@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -166,7 +167,7 @@ def test_start_removes_what_is_neither_deployed_nor_on_its_way(
     files: VersionFiles, section: PolicySection, tmp_path: Path
 ) -> None:
     deployed, interrupted = uploaded(files, "v2"), uploaded(files, "v3")
-    abandoned = tmp_path / "versions" / "default" / ".incoming-v4.x"
+    abandoned = tmp_path / "versions" / "default" / ".incoming-v4.x1_y2z3w"
     abandoned.mkdir()
     deployment = Deployment.begin([deployed])
 
@@ -183,10 +184,63 @@ def test_start_removes_what_is_neither_deployed_nor_on_its_way(
     assert not abandoned.exists()
 
 
+@pytest.mark.parametrize("is_linked", [False, True], ids=["own folder", "link to a folder"])
+def test_start_leaves_alone_what_no_server_has_made(
+    files: VersionFiles, section: PolicySection, tmp_path: Path, *, is_linked: bool
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "kept").mkdir(parents=True)
+    (elsewhere / "kept" / "weights.bin").write_text("7")
+    versions = tmp_path / "versions"
+    if is_linked:
+        versions.symlink_to(elsewhere)
+    folder = versions / "default"
+    folder.mkdir(parents=True)
+    for name in ("notes.txt", "v2.0123456789ab", ".gone-0123456789ab", ".incoming-v2.x1_y2z3w"):
+        (folder / name).write_text("somebody's")
+    for name in ("data", "v2", "v2.backup", ".gone-by", ".incoming-mail", "v2.0123456789AB"):
+        (folder / name).mkdir()
+    (folder / "v3.0123456789ab").symlink_to(elsewhere / "kept")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    interrupted = uploaded(files, "v4")
+    for name in (".gone-0123456789cd", "schema.model.0123456789ab"):
+        (folder / name).mkdir()
+
+    files.clear(section, lambda: ())
+    files.forget("default", DeployedVersion("v2", "versions/default/data", 100.0))
+
+    after = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    assert interrupted.model is not None
+    assert [path for path in after if path.name != ".default.lock"] == before
+
+
+def test_start_names_the_versions_that_it_removes(
+    files: VersionFiles,
+    section: PolicySection,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = uploaded(files, "v3").model or ""
+    (tmp_path / "versions" / "default" / ".gone-0123456789ab").mkdir()
+
+    files.clear(section, lambda: ())
+    files.clear(section, lambda: ())
+
+    [record] = [record for record in caplog.records if record.msg == "versions_removed"]
+    assert record.__dict__["folders"] == [Path(model).name]
+    assert record.__dict__["path"] == str(tmp_path / "versions" / "default")
+
+
 def changed(path: Path, entry: dict[str, Any]) -> None:
     """Write a deployment over another schema.yaml."""
     entry["default"]["basis"] = "another"
     path.write_text(json.dumps(entry))
+
+
+def pipe(path: Path) -> None:
+    """Put a named pipe, to which nobody writes, in a file's place."""
+    path.unlink()
+    os.mkfifo(path)
 
 
 @pytest.mark.parametrize(
@@ -198,11 +252,22 @@ def changed(path: Path, entry: dict[str, Any]) -> None:
         lambda path: changed(path, json.loads(path.read_text())),
         # What can't be opened, whoever asks: the file's rights say nothing to root.
         lambda path: (path.unlink(), path.mkdir()),
+        lambda path: (path.unlink(), path.symlink_to(path.parent / "elsewhere" / "versions.json")),
+        lambda path: path.write_text("[" * 100_000),
+        pipe,
+        lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
     ],
-    ids=["cut off", "no object", "damaged entry", "other schema.yaml", "unreadable"],
+    ids=[
+        *("cut off", "no object", "damaged entry", "other schema.yaml", "unreadable"),
+        *("link to nothing", "too deep", "named pipe", "device"),
+    ],
 )
 def test_start_that_cannot_use_its_deployment_keeps_the_uploads(
-    files: VersionFiles, section: PolicySection, tmp_path: Path, happen: Callable[[Path], None]
+    files: VersionFiles,
+    section: PolicySection,
+    tmp_path: Path,
+    happen: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     version = uploaded(files, "v2")
     basis = {"default": "today"}
@@ -215,6 +280,7 @@ def test_start_that_cannot_use_its_deployment_keeps_the_uploads(
 
     assert used is None
     assert names_in(tmp_path) == {"v2"}
+    assert [record.msg for record in caplog.records].count("deployment_not_used") == 1
 
 
 def test_start_whose_disk_does_not_give_its_deployment_serves_no_other_one(
@@ -247,6 +313,11 @@ def test_basis_of_a_policy_that_the_disk_does_not_give_is_no_other_basis(tmp_pat
         basis_of(read_schema_file(tmp_path / "schema.yaml"), settings)
 
 
+def link_or_content(path: Path) -> Path | bytes:
+    """Return where a link leads, or a file's bytes."""
+    return path.readlink() if path.is_symlink() else path.read_bytes()
+
+
 @pytest.mark.parametrize(
     "happen",
     [
@@ -255,8 +326,13 @@ def test_basis_of_a_policy_that_the_disk_does_not_give_is_no_other_basis(tmp_pat
         lambda path: path.write_text("[]"),
         lambda path: path.write_text('{"default": 7}'),
         lambda path: path.write_text('{"default": {"basis": "today", "deployment": 7}}'),
+        lambda path: (path.unlink(), path.symlink_to(path.parent / "elsewhere")),
+        lambda path: path.write_text("[" * 100_000),
     ],
-    ids=["cut off", "no text", "no object", "no entry", "damaged entry"],
+    ids=[
+        *("cut off", "no text", "no object", "no entry", "damaged entry"),
+        *("link to nothing", "too deep"),
+    ],
 )
 def test_deployment_over_a_damaged_one_keeps_the_uploads_that_it_may_have_named(
     files: VersionFiles, section: PolicySection, tmp_path: Path, happen: Callable[[Path], None]
@@ -266,7 +342,7 @@ def test_deployment_over_a_damaged_one_keeps_the_uploads_that_it_may_have_named(
     kept = tmp_path / "versions.json"
     DeploymentFile(tmp_path, basis).write("default", Deployment((old,), "v2", serial=1))
     happen(kept)
-    damaged = kept.read_bytes()
+    damaged = link_or_content(kept)
 
     DeploymentFile(tmp_path, basis).write("default", Deployment((new,), "v3", serial=1))
     later = DeploymentFile(tmp_path, basis)
@@ -275,7 +351,8 @@ def test_deployment_over_a_damaged_one_keeps_the_uploads_that_it_may_have_named(
     assert later.read("default") == Deployment((new,), "v3", serial=1)
     assert names_in(tmp_path) == {"v2", "v3"}
     aside = tmp_path / "versions.json.damaged"
-    assert aside.read_bytes() == damaged
+    assert link_or_content(aside) == damaged
+    assert not (tmp_path / "elsewhere").exists()
     aside.unlink()
     files.clear(section, lambda: later.named("default"))
     assert names_in(tmp_path) == {"v3"}

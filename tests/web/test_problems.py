@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
+import os
 
 import pytest
 
@@ -18,6 +20,7 @@ from policy_server.errors import (
     SettingsError,
 )
 from policy_server.policy import ActionOutput
+from policy_server.web.problems import describe_error
 from tests.support.fakes import FakeBackend, integer_backend, signature_of
 from tests.support.waiting import until
 from tests.support.web import (
@@ -245,3 +248,29 @@ async def test_before_the_start_it_is_503(method: str, path: str) -> None:
 
     assert_error(response, 503, "try again in a few seconds")
     assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ENOSPC])
+def test_system_that_is_short_of_something_is_one_line_and_tried_again(
+    number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = ImportError("a module that is imported late")
+    error.__cause__ = OSError(number, os.strerror(number), "/a/path")
+
+    status, detail, headers = describe_error(error, request_id="r")
+
+    assert (status, headers) == (503, {"retry-after": "5"})
+    assert detail == (
+        f"the server's system is short of something ({os.strerror(number)}); try again later"
+    )
+    [record] = caplog.records
+    assert record.exc_info is None
+    assert record.__dict__["reason"] == os.strerror(number)
+    assert record.__dict__["path"] == "/a/path"
+
+
+def test_other_failure_of_the_system_is_internal(caplog: pytest.LogCaptureFixture) -> None:
+    status, detail, _ = describe_error(PermissionError(errno.EACCES, "no", "/p"), request_id="r")
+
+    assert (status, detail) == (500, "internal error; the server's log has the reason")
+    assert caplog.records[0].exc_info

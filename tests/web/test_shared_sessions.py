@@ -429,8 +429,12 @@ async def test_session_of_a_version_that_is_about_to_be_loaded_is_asked_again_la
         (msgpack.packb([4, "default"]), "form 4, expected 3"),
         (msgpack.packb([1, "default"]), "it is damaged"),
         (msgpack.packb(7), "it is damaged"),
+        (
+            msgpack.packb([1, "default", "v1", "aa", b"", 0, 0, "", False, None, [[], []]]),
+            "it is damaged",
+        ),
     ],
-    ids=["no MessagePack", "another form", "too short", "a number"],
+    ids=["no MessagePack", "another form", "too short", "a number", "another kind of team"],
 )
 async def test_record_that_cannot_be_read_is_one_clear_error(
     store: RedisServer, record: bytes, says: str
@@ -442,6 +446,42 @@ async def test_record_that_cannot_be_read_is_one_clear_error(
 
     for answer in answers:
         assert_error(answer, 409, "can't be read", says, "POST /sessions")
+
+
+REFUSED = (503, "refuses what it is asked for")
+DAMAGED = (409, "can't be read (it is damaged)")
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ("policy", [DAMAGED, DAMAGED, DAMAGED]),
+        ("record", [DAMAGED, DAMAGED, DAMAGED]),
+        ("owner", [REFUSED, REFUSED, REFUSED]),
+        # No request has the session, so that it may go.
+        ("until", [REFUSED, REFUSED, None]),
+        ("queue", [REFUSED, REFUSED, REFUSED]),
+        ("groups", [None, None, None]),
+        ("done", [None, None, None]),
+    ],
+)
+async def test_session_with_a_damaged_field_is_one_clear_error_or_an_answer(
+    store: RedisServer, field: str, expected: list[tuple[int, str] | None]
+) -> None:
+    async with web_process(store.url) as process:
+        session = await process.begin()
+        store.ask("HSET", key_of(session), field, b"\xff\x00junk")
+        answers = [
+            await process.client.get(session),
+            await process.step(session),
+            await process.client.delete(session),
+        ]
+
+    for answer, error in zip(answers, expected, strict=True):
+        if error is None:
+            assert answer.is_success
+        else:
+            assert_error(answer, *error)
 
 
 async def test_memory_of_another_width_is_refused(store: RedisServer) -> None:

@@ -13,7 +13,7 @@ from policy_server.policy import Float32Array
 from policy_server.serving.session_store import AnsweredStep, SessionRecord
 from policy_server.serving.team_record import AgentRecord, TeamRecord, VersionName
 
-__all__ = ["decode_record", "encode_record"]
+__all__ = ["decode_policy", "decode_record", "encode_record"]
 
 # Of the list in `encode_record`: it changes with what the list holds.
 _FORM = 3
@@ -76,9 +76,28 @@ def decode_record(session_id: str, packed: bytes) -> SessionRecord:
         if form in (_FORM, *_FORMS_BEFORE):
             return _record(session_id, *values)
         reason = f"form {form!r}, expected {_FORM}"
-    except (ValueError, TypeError, msgpack.UnpackException):
+    except (ValueError, TypeError, AttributeError, msgpack.UnpackException):
         reason = "it is damaged"
-    raise SessionConflictError(
+    raise _unreadable(reason)
+
+
+def decode_policy(packed: bytes) -> str:
+    """Return the name of the policy of a session.
+
+    Args:
+        packed: the bytes of the name.
+
+    Raises:
+        SessionConflictError: if they are no text.
+    """
+    try:
+        return packed.decode()
+    except UnicodeDecodeError as error:
+        raise _unreadable("it is damaged") from error
+
+
+def _unreadable(reason: str) -> SessionConflictError:
+    return SessionConflictError(
         f"the record of this session can't be read ({reason}), since another release of Policy "
         "Server wrote it, or another program; begin another session with POST /sessions"
     )

@@ -14,7 +14,7 @@ from policy_server.errors import SessionStoreError
 from policy_server.metrics import Metrics
 from policy_server.serving.redis_sessions import scripts
 from policy_server.serving.redis_sessions.groups import client_group, group_of, groups_of
-from policy_server.serving.redis_sessions.records import encode_record
+from policy_server.serving.redis_sessions.records import decode_policy, encode_record
 from policy_server.serving.redis_sessions.script_calls import RedisScripts
 from policy_server.serving.redis_sessions.scripts import Outcome, session_key
 from policy_server.serving.redis_sessions.turns import Turns, milliseconds
@@ -126,7 +126,7 @@ class RedisSessions:
             if found[0] == Outcome.UNKNOWN:
                 raise unknown_session(policy, session_id) from None
             if found[0] == Outcome.FOREIGN:
-                raise foreign_session(policy, session_id, found[1].decode()) from None
+                raise foreign_session(policy, session_id, decode_policy(found[1])) from None
             if found[0] == Outcome.WAITING:
                 raise
             self._metrics.of(policy).count_session("deleted")
@@ -149,7 +149,7 @@ class RedisSessions:
         open_now = dict.fromkeys(self._shown, 0)
         for group, number, expired in zip(found[::3], found[1::3], found[2::3], strict=True):
             if group.startswith(b":"):
-                policy = group[1:].decode()
+                policy = group[1:].decode(errors="replace")
                 open_now[policy] = number
                 for _ in range(expired):
                     self._metrics.of(policy).count_session("expired")

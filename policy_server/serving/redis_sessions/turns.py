@@ -15,7 +15,11 @@ from policy_server.errors import SessionStoreError
 from policy_server.metrics import Metrics
 from policy_server.serving.redis_sessions import scripts
 from policy_server.serving.redis_sessions.groups import groups_of, power_of
-from policy_server.serving.redis_sessions.records import decode_record, encode_record
+from policy_server.serving.redis_sessions.records import (
+    decode_policy,
+    decode_record,
+    encode_record,
+)
 from policy_server.serving.redis_sessions.script_calls import Argument, RedisScripts
 from policy_server.serving.redis_sessions.scripts import Outcome, Script, session_key
 from policy_server.serving.session_refusals import (
@@ -119,7 +123,7 @@ class Turn:
             raise unknown_session(policy, self.session_id)
         if found[0] == Outcome.FOREIGN:
             self._is_over = True
-            raise foreign_session(policy, self.session_id, found[1].decode())
+            raise foreign_session(policy, self.session_id, decode_policy(found[1]))
         if found[0] == Outcome.CROWDED:
             self._is_over = True
             self._metrics.of(policy).count_rejected("session_queue")
