@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from policy_server.child_environment import environment_of_child
 from policy_server.files.atomic import write_whole
 
 __all__ = ["LOG_FILE", "STATUS_FILE", "started_keeper", "tell_to_serve"]
@@ -41,6 +42,7 @@ def started_keeper(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 -- no part of it is the user's
         [sys.executable, "-m", __name__, str(folder)],
         cwd=_ROOT,
+        env=environment_of_child(),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
