@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -15,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from demo.server_keeper import LOG_FILE, STATUS_FILE, started_keeper, tell_to_serve
 from policy_server.commands.served_files import copy_server_files
 from policy_server.errors import PolicyServerError
 from policy_server.formats.finding import has_policy
@@ -25,9 +23,6 @@ __all__ = ["Backend", "ServerProcess", "ServerSlot", "has_served_policy"]
 
 Backend = Literal["local", "ray"]
 
-_ROOT = Path(__file__).parent.parent
-# A server that still starts finishes that first, and Ray's takes longest.
-_STOP_TIMEOUT_S = 90.0
 _LOG_BYTES = 20_000
 
 
@@ -35,7 +30,7 @@ class ServerProcess:
     """`uvicorn app:app` with a policy of its own, on a free port of this machine."""
 
     def __init__(self, source: Path, *, backend: Backend, replace_served_policy: bool) -> None:
-        """Own a child process and its files, until `stop`; the server is not ready yet.
+        """Own a server and its files, until `stop` or the end of this process; it is not ready yet.
 
         Args:
             source: folder with schema.yaml and a policy.
@@ -49,6 +44,8 @@ class ServerProcess:
         settings = read_settings()
         self._scratch = Path(tempfile.mkdtemp(prefix="policy-server-"))
         self._home = self._scratch / "home"
+        self._stopping = threading.Lock()
+        self._keeper = started_keeper(self._scratch)
         try:
             home = settings.home if replace_served_policy else self._home
             settings = settings.model_copy(update={"home": home.resolve()})
@@ -59,17 +56,16 @@ class ServerProcess:
             self.api_key = key or secrets.token_urlsafe(18)
             self.backend = backend
             self.url = f"http://127.0.0.1:{_free_port()}"
-            self._log = self._scratch / "server.log"
-            self._process = self._start(settings.home)
+            self._log = self._scratch / LOG_FILE
+            self._start(settings.home)
         except BaseException as error:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self.stop()
             if isinstance(error, PolicyServerError):
                 raise type(error)(_without_folders(error.message, source, self._home)) from error
             raise
         self._started_at = time.monotonic()
-        self._stopping = threading.Lock()
 
-    def _start(self, home: Path) -> subprocess.Popen[bytes]:
+    def _start(self, home: Path) -> None:
         variables = {
             "HOME": str(home),
             "BACKEND": self.backend,
@@ -83,17 +79,7 @@ class ServerProcess:
         }
         environment = os.environ | {ENV_PREFIX + name: text for name, text in variables.items()}
         command = [sys.executable, "-m", "uvicorn", "app:app", "--port", self.url.split(":")[-1]]
-        with self._log.open("wb") as log:
-            # A group of its own, so that Ctrl-C in the page's terminal leaves the stopping to us.
-            return subprocess.Popen(  # noqa: S603 -- no part of it is the user's
-                command,
-                cwd=_ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        tell_to_serve(self._keeper, command, environment)
 
     @property
     def age_s(self) -> float:
@@ -102,8 +88,11 @@ class ServerProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """Return the exit code of the process; None while it runs."""
-        return self._process.poll()
+        """Return the exit code of the server; None while it runs."""
+        try:
+            return int((self._scratch / STATUS_FILE).read_text())
+        except FileNotFoundError:
+            return self._keeper.poll()
 
     def log_tail(self, lines: int) -> str:
         """Return the last lines that the server has printed.
@@ -122,14 +111,9 @@ class ServerProcess:
     def stop(self) -> None:
         """End the server as an operator would, and remove its files; harmless when repeated."""
         with self._stopping:
-            if self._process.poll() is None:
-                self._process.send_signal(signal.SIGTERM)
-                try:
-                    self._process.wait(_STOP_TIMEOUT_S)
-                except subprocess.TimeoutExpired:
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                    self._process.wait()
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            assert self._keeper.stdin is not None, "it is a pipe"
+            self._keeper.stdin.close()
+            self._keeper.wait()
 
 
 def has_served_policy() -> bool:

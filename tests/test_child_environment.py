@@ -77,7 +77,7 @@ HARMLESS = {
 }
 # Processes that are servers themselves, and answer by the keys: by file and call.
 SERVERS = {
-    ("demo/server_process.py", "subprocess.Popen"): "the server that the demo page starts",
+    ("demo/server_keeper.py", "subprocess.Popen"): "the server that the demo page starts",
     ("policy_server/commands/serve.py", "os.execv"): "this process becomes the server",
 }
 # Calls that start a process, by the modules that they name.

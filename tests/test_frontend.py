@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -35,6 +37,7 @@ from policy_server.errors import SettingsError
 from policy_server.schema import AgentPolicies, parse_schema_file, public_schema, read_schema_file
 from tests.support.fakes import masked_backend
 from tests.support.folders import ROOT
+from tests.support.processes import child, descendants, is_running
 from tests.support.servers import KEY, Handler, answered_by, live_server, served_app
 from tests.support.waiting import wait_until
 
@@ -995,6 +998,40 @@ def test_server_is_started_where_it_was_asked_to_and_leaves_nothing_else(
     assert server.exit_code is not None
     assert (home / "saved_model.zip").is_file()
     assert list(scratch.iterdir()) == []
+
+
+STARTED = f"""
+import pathlib, time
+from demo.server_process import ServerProcess
+source = pathlib.Path({str(EXAMPLES / "lpoc")!r})
+server = ServerProcess(source, backend="local", replace_served_policy=False)
+print("started", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.service
+@pytest.mark.parametrize("has_ended", [False, True], ids=["starts", "has ended by itself"])
+def test_server_and_its_files_go_when_the_page_is_killed(
+    tmp_path: Path,
+    has_ended: bool,  # noqa: FBT001 -- a parameter
+) -> None:
+    workers = {"UVICORN_WORKERS": "many"} if has_ended else {}
+    environment = os.environ | {"TMPDIR": str(tmp_path)} | workers
+    with child(sys.executable, "-c", STARTED, environment=environment) as page:
+        assert page.read_line() == "started"
+        log = next(tmp_path.glob("policy-server-*")) / "server.log"
+        page.wait_until(lambda: log.exists() and ("many" in log.read_text() or not has_ended))
+        below = descendants(page.process.pid)
+
+        page.process.kill()
+
+        try:
+            wait_until(lambda: not any(map(is_running, below)), timeout_s=100.0)
+        finally:
+            for pid in filter(is_running, below):
+                os.kill(pid, signal.SIGKILL)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])

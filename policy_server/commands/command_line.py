@@ -12,8 +12,11 @@ import contextlib
 import functools
 import inspect
 import io
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any, ParamSpec, Protocol, get_type_hints
 
 import fire
@@ -36,9 +39,11 @@ Parameters = ParamSpec("Parameters")
 
 _FAILED = 1
 _WRONG_USAGE = 2
-# A shell's exit codes of programs ended by the signals INT and PIPE: 128 and the signal's number.
-_INTERRUPTED = 130
-_BROKEN_PIPE = 141
+# A shell's exit codes of programs that signals end are this and the signal's number.
+_BY_SIGNAL = 128
+_BROKEN_PIPE = _BY_SIGNAL + signal.SIGPIPE
+# What ends a program whose terminal is closed, and what `kill`, `timeout` and containers send.
+_ENDING = (signal.SIGHUP, signal.SIGTERM)
 _BAR_WIDTH = 40
 # The options that are paths or addresses of files; so are all arguments that are given by place.
 _PATHS = frozenset(
@@ -96,16 +101,18 @@ def run(commands: type, arguments: Sequence[str], *, program: str) -> int:
 
     Returns:
         The exit code: 0; 1 after an error in one line on standard error; 2 after a wrong usage,
-        which is explained there.
+        which is explained there; 128 and the number of the signal that ended the command.
     """
     open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     methods = dict(inspect.getmembers(commands, inspect.isfunction))
     methods = {name: method for name, method in methods.items() if not name.startswith("_")}
+    signals = _EndingSignals()
     try:
-        _run(commands, methods, arguments, program)
-        flush_output()
+        with signals:
+            _run(commands, methods, arguments, program)
+            flush_output()
     except UsageError as error:
         _fail(program, error.message)
         sys.stderr.write(_how_to(methods, arguments, program))
@@ -113,7 +120,7 @@ def run(commands: type, arguments: Sequence[str], *, program: str) -> int:
     except PolicyServerError as error:
         return _fail(program, error.message)
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return _BY_SIGNAL + signals.ended_by
     except BrokenPipeError:
         drop_output()
         return _BROKEN_PIPE
@@ -123,6 +130,38 @@ def run(commands: type, arguments: Sequence[str], *, program: str) -> int:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return _fail(program, f"unexpected {reason}; `PYTHONDEVMODE=1 {program} ...` shows where")
     return 0
+
+
+class _EndingSignals:
+    """Ends the command of a block as Ctrl-C does, at signals that would leave its files behind.
+
+    Attributes:
+        ended_by: the signal that has ended it, if one has.
+    """
+
+    def __init__(self) -> None:
+        """Own what the signals do within the block."""
+        self.ended_by = signal.SIGINT
+        # Python lets no other thread set what a signal does. One that this process was started to
+        # ignore, as by nohup, stays ignored.
+        is_main = threading.current_thread() is threading.main_thread()
+        self._handled = [
+            number for number in _ENDING if is_main and signal.getsignal(number) is signal.SIG_DFL
+        ]
+
+    def __enter__(self) -> None:
+        for number in self._handled:
+            signal.signal(number, self._end)
+
+    def __exit__(self, *_: object) -> None:
+        for number in self._handled:
+            signal.signal(number, signal.SIG_DFL)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self.ended_by = signal.Signals(number)
+        interrupt = signal.getsignal(signal.SIGINT)
+        # A shell's script has it ignored in what it starts in the background.
+        (interrupt if callable(interrupt) else signal.default_int_handler)(number, frame)
 
 
 class Terminal(Protocol):

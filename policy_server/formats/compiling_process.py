@@ -187,6 +187,8 @@ async def _compile(
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL if is_quiet or sys.__stderr__ is None else None,
             env=environment_of_child(),
+            # The terminal's Ctrl-C is for the server, which ends this process.
+            start_new_session=True,
         )
     except OSError as error:
         raise NotReadyError(
@@ -207,7 +209,10 @@ async def _compile(
         ) from error
     finally:
         if process.returncode is None:
-            process.kill()
+            # `process.kill` would look whether it has ended, and take its status away from
+            # asyncio, which logs that.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
             await process.wait()
     if process.returncode in _CRASHES:
         raise ModelError(
@@ -293,8 +298,6 @@ def _bound(size: int, seconds: float) -> None:
 def main() -> None:
     """Compile the policy that standard input names, and write the answer to standard output."""
     end_with(int(sys.argv[1]))
-    # The terminal's Ctrl-C is for the server, which ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # A file that fills all memory must not end the server, which may serve others meanwhile.
     with contextlib.suppress(OSError):
         _OOM_ADJUSTMENT.write_text("1000")

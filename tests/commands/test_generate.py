@@ -23,7 +23,7 @@ from policy_server.policy import PolicyInputs
 from tests.support.command_line import started_command, type_in
 from tests.support.folders import ROOT
 from tests.support.library_policies import POLICIES, cases_of, raw_rows
-from tests.support.processes import child
+from tests.support.processes import child, descendants, is_running
 from tests.support.servers import KEY, SCHEMA
 
 COMMANDS = [
@@ -364,7 +364,12 @@ def test_an_interrupted_command_ends_with_130(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == ""
 
 
-def test_an_interrupted_evaluation_ends_with_130_and_no_traceback(home: Path, url: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_an_evaluation_that_a_signal_ends_has_its_status_and_no_traceback(
+    home: Path, url: str, number: int, status: int
+) -> None:
     (home / "environment.py").write_text(
         textwrap.dedent(
             """
@@ -390,8 +395,36 @@ def test_an_interrupted_evaluation_ends_with_130_and_no_traceback(home: Path, ur
     )
     with started_command("evaluate", ".", "--url", url) as program:
         program.wait_until((home / "started").exists)
-        program.process.send_signal(signal.SIGINT)
-        assert program.finish() == (130, "", "")
+        program.process.send_signal(number)
+        assert program.finish() == (status, "", "")
+
+
+@pytest.mark.parametrize("is_in_background", [False, True], ids=["foreground", "background"])
+def test_generating_clients_leaves_nothing_when_sigterm_ends_it(
+    home: Path,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    is_in_background: bool,  # noqa: FBT001 -- a parameter
+) -> None:
+    scratch = home / "scratch"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    # As a shell without a terminal does for a command with & behind it.
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_in_background else None
+    try:
+        with started_command("clients", "--url", url, "--languages", "python") as program:
+            program.wait_until(lambda: list(scratch.glob(".unfinished-*/openapi.json")))
+            below = program.wait_until(lambda: descendants(program.process.pid))
+            program.process.terminate()
+            ended = program.finish()
+    finally:
+        if usual is not None:
+            signal.signal(signal.SIGINT, usual)
+
+    assert ended == (143, "", "")
+    assert list(scratch.iterdir()) == []
+    assert not any(is_running(pid) for pid in below)
+    assert not (home / "clients").exists()
 
 
 def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:

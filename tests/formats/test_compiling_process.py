@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -215,6 +216,45 @@ async def test_cancelling_ends_the_process(model: Model) -> None:
 
 async def test_longest_time_to_start_is_no_bound(model: Model) -> None:
     assert await find(model, start_timeout_s=9e12) is not None
+
+
+async def test_cancelling_leaves_the_status_of_an_ended_process_to_asyncio(
+    model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    is_cancelled, wait_for = threading.Event(), os.waitpid
+
+    def wait_late(pid: int, options: int) -> tuple[int, int]:
+        if threading.current_thread() is not threading.main_thread():
+            is_cancelled.wait(10.0)
+        return wait_for(pid, options)
+
+    # asyncio's thread that waits for the process comes last, as it does now and then.
+    monkeypatch.setattr(os, "waitpid", wait_late)
+    asking = asyncio.create_task(find(model))
+    [pid] = await until(compiling)
+    # It runs, and is not being started any more.
+    await until(lambda: Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n")
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    asking.cancel()
+    await asyncio.wait([asking], timeout=0.5)
+    is_cancelled.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+async def test_ctrl_c_in_the_terminal_of_a_server_is_not_for_the_process(model: Model) -> None:
+    asking = asyncio.create_task(find(model))
+    [pid] = await until(compiling)
+    session = os.getsid(pid)
+    asking.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert session == pid
 
 
 async def test_process_that_takes_too_long_is_ended(model: Model) -> None:

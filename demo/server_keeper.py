@@ -1,0 +1,106 @@
+"""The keeper of a server that the page starts: it ends the server with the page, and its files go.
+
+A page that is killed can't end anything. Its keeper is a small process of its own,
+`python -m demo.server_keeper FOLDER`, whose standard input is a pipe from the page. The page tells
+it there by a line of JSON how to start the server; when the page closes the pipe, or the page's
+process ends, the keeper stops the server and removes the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from policy_server.child_environment import environment_of_child
+from policy_server.files.atomic import write_whole
+
+__all__ = ["LOG_FILE", "STATUS_FILE", "started_keeper", "tell_to_serve"]
+
+LOG_FILE = "server.log"
+# Has the server's exit code once it has ended.
+STATUS_FILE = "server.status"
+# A server that still starts finishes that first, and Ray's takes longest.
+_STOP_TIMEOUT_S = 90.0
+_ROOT = Path(__file__).parent.parent
+
+
+def started_keeper(folder: Path) -> subprocess.Popen[bytes]:
+    """Start the keeper of a server's folder.
+
+    Args:
+        folder: is removed when the keeper's standard input is closed.
+    """
+    # A session of its own, so that Ctrl-C in the page's terminal leaves the stopping to it.
+    return subprocess.Popen(  # noqa: S603 -- no part of it is the user's
+        [sys.executable, "-m", __name__, str(folder)],
+        cwd=_ROOT,
+        env=environment_of_child(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def tell_to_serve(
+    keeper: subprocess.Popen[bytes], command: Sequence[str], environment: Mapping[str, str]
+) -> None:
+    """Have a keeper start the server.
+
+    Args:
+        keeper: the result of `started_keeper`.
+        command: the server's program and its arguments.
+        environment: its variables.
+    """
+    assert keeper.stdin is not None, "it is a pipe"
+    start = {"command": command, "environment": environment}
+    keeper.stdin.write(json.dumps(start).encode() + b"\n")
+    keeper.stdin.flush()
+
+
+def _keep(folder: Path, page: IO[bytes]) -> None:
+    """Serve as the page says, until it has closed the pipe; remove the folder then."""
+    try:
+        if line := page.readline():
+            start = json.loads(line)
+            _serve(folder, start["command"], start["environment"], page)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serve(
+    folder: Path, command: Sequence[str], environment: Mapping[str, str], page: IO[bytes]
+) -> None:
+    with (folder / LOG_FILE).open("wb") as log:
+        server = subprocess.Popen(  # noqa: S603 -- the page's own command
+            command,
+            cwd=_ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # A group of its own, which ends as a whole where the server does not.
+            start_new_session=True,
+        )
+    waiting = threading.Thread(
+        target=lambda: write_whole(folder / STATUS_FILE, str(server.wait())), daemon=True
+    )
+    waiting.start()
+    page.read()
+    server.send_signal(signal.SIGTERM)
+    waiting.join(_STOP_TIMEOUT_S)
+    if waiting.is_alive():
+        os.killpg(server.pid, signal.SIGKILL)
+        waiting.join()
+
+
+if __name__ == "__main__":
+    _keep(Path(sys.argv[1]), sys.stdin.buffer)
