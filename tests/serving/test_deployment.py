@@ -40,6 +40,7 @@ from policy_server.serving import (
     Question,
     Sessions,
     VersionOpener,
+    deployment_file,
 )
 from policy_server.serving.deployment_file import DeploymentFile
 from policy_server.serving.redis_sessions import RedisSessions
@@ -760,14 +761,12 @@ def test_deployments_of_other_policies_outlive_a_file_that_cannot_be_read(
     bases = {"door": "today", "gate": "today"}
     for policy in bases:
         DeploymentFile(tmp_path, bases).write(policy, begun())
-    store, read = DeploymentFile(tmp_path, bases), Path.read_text
+    store = DeploymentFile(tmp_path, bases)
 
-    def failing(path: Path, **options: Any) -> str:  # noqa: ANN401 -- those of `read_text`
-        if path.name == "versions.json":
-            raise OSError(errno.EIO, "Input/output error")
-        return read(path, **options)
+    def failing(_path: Path) -> Any:  # noqa: ANN401 -- JSON
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "read_text", failing)
+    monkeypatch.setattr(deployment_file, "read_json", failing)
     with pytest.raises(DeploymentError, match="Input/output error; nothing has changed"):
         store.write("door", replace(begun(), serial=9))
     monkeypatch.undo()
