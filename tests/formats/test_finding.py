@@ -397,17 +397,22 @@ def test_file_of_which_the_disk_tells_nothing_is_not_one_that_is_missing(
         find_policy(Settings(home=tmp_path))
 
 
+def make_unreadable(path: Path, fails_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the disk fail with EIO where a file is read, or already where it is looked at."""
+    if fails_by == "read":
+        path.symlink_to("/proc/self/mem")
+    else:
+        path.touch()
+        fail_to_look_at(monkeypatch, path, errno.EIO)
+
+
 @pytest.mark.parametrize("fails_by", ["read", "stat"])
 def test_what_lies_beside_saved_model_zip_may_be_unreadable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_by: str
 ) -> None:
     first, notes = tmp_path / "saved_model.zip", tmp_path / "notes.bin"
     shutil.copy(PPO, first)
-    if fails_by == "read":
-        notes.symlink_to("/proc/self/mem")
-    else:
-        notes.touch()
-        fail_to_look_at(monkeypatch, notes, errno.EIO)
+    make_unreadable(notes, fails_by, monkeypatch)
 
     assert find_policy(Settings(home=tmp_path)) == first
 
@@ -420,11 +425,7 @@ def test_what_no_library_names_its_policies_by_may_be_unreadable_beside_a_policy
     path, notes = tmp_path / policy, tmp_path / "notes.txt"
     is_file = policy.endswith(".onnx")
     shutil.copy(ONNX, path if is_file else folder_of(path, "policy.onnx") / "policy.onnx")
-    if fails_by == "read":
-        notes.symlink_to("/proc/self/mem")
-    else:
-        notes.touch()
-        fail_to_look_at(monkeypatch, notes, errno.EIO)
+    make_unreadable(notes, fails_by, monkeypatch)
 
     assert find_policy(Settings(home=tmp_path)) == path
     assert (policy in served_names(Settings(home=tmp_path))) is is_file
