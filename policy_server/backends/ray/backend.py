@@ -296,8 +296,8 @@ class RayBackend:
             if is_over and not was_computed:
                 return
             await asyncio.sleep(_CONNECTED_PERIOD_S)
-        if was_computed:
-            await asyncio.sleep(_BEHIND_OTHERS_S)
+            if was_computed and direct.is_connected:
+                await asyncio.sleep(_BEHIND_OTHERS_S)
 
     async def _call_by_serve(self, inputs: PolicyInputs) -> PolicyOutputs:
         while True:

@@ -31,6 +31,8 @@ from tests.support.waiting import turns, until
 SIGNATURE = signature_of(components_of(("categorical", 2)))
 INPUTS = PolicyInputs.of(np.zeros((1, 2), np.float32), is_deterministic=True)
 ANSWER = PolicyOutputs(np.zeros((1, 1)), np.zeros(1), None)
+# Until a call is late, its replica is asked whether it lives, and owes the answer for `_HUNG_S`.
+_UNTIL_HUNG_S = 0.5
 
 
 class RaysHandle:
@@ -490,7 +492,7 @@ async def test_those_asked_with_one_at_which_a_replica_hung_are_answered_by_anot
             assert backend.send(inputs, told.set_result, within_s=60)
         else:
             asking = asyncio.create_task(_outcome(backend, inputs))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(_UNTIL_HUNG_S)
         replicas.listed.clear()
         hung = [*replicas.threads]
         replicas.add(doubled, "next")
@@ -549,16 +551,20 @@ async def _hung(
     number: float,
     behind: float | None = None,
 ) -> None:
-    """Have the only replica hang at a number, maybe with another one behind it, and end."""
+    """Have the only replica hang at a number, maybe with another one behind it, and end.
+
+    Waits until both calls are told: the first is suspected from then on.
+    """
     await backend.infer(inputs_of(2))
     replicas.threads[0].freeze()
-    for asked in (number, behind):
-        if asked is not None:
-            assert backend.send(inputs_of(asked), lambda _: None, within_s=60)
-    await asyncio.sleep(0.2)
+    numbers = [asked for asked in (number, behind) if asked is not None]
+    told: list[object] = []
+    for asked in numbers:
+        assert backend.send(inputs_of(asked), told.append, within_s=60)
+    await asyncio.sleep(_UNTIL_HUNG_S)
     replicas.listed.clear()
     replicas.threads[0].end_without_answers()
-    await until(lambda: lost)
+    await until(lambda: lost and len(told) == len(numbers))
 
 
 async def _told_as_task(
@@ -576,7 +582,7 @@ async def test_observation_whose_client_did_not_wait_until_its_replica_ended_is_
         replicas.threads[0].freeze()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(backend.infer(inputs_of(3)), 0.05)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(_UNTIL_HUNG_S)
         replicas.listed.clear()
         replicas.threads[0].end_without_answers()
         await until(lambda: lost)
