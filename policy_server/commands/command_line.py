@@ -45,10 +45,8 @@ _BROKEN_PIPE = _BY_SIGNAL + signal.SIGPIPE
 # What ends a program whose terminal is closed, and what `kill`, `timeout` and containers send.
 _ENDING = (signal.SIGHUP, signal.SIGTERM)
 _BAR_WIDTH = 40
-# The options that are paths or addresses of files; so are all arguments that are given by place.
-_PATHS = frozenset(
-    {"normalization", "output", "picture", "schema_uri", "ssl_certfile", "ssl_keyfile"}
-)
+# The options whose values may be empty: a variable of the shell that is not set is no key.
+_MAY_BE_EMPTY = frozenset({"key"})
 
 
 class Task:
@@ -84,7 +82,7 @@ def command(method: Callable[Parameters, Iterator[str]]) -> Callable[Parameters,
         given = signature.bind(*args, **kwargs)
         for name, value in given.arguments.items():
             if isinstance(value, str):
-                _check_path(signature.parameters[name], value)
+                _check_not_empty(signature.parameters[name], value)
                 given.arguments[name] = _parse(name, value, types[name])
         return Task(functools.partial(method, *given.args, **given.kwargs))
 
@@ -256,10 +254,10 @@ def _fail(program: str, message: str) -> int:
     return _FAILED
 
 
-def _check_path(parameter: inspect.Parameter, text: str) -> None:
-    """Refuse an empty path, which would be that of the working directory."""
+def _check_not_empty(parameter: inspect.Parameter, text: str) -> None:
+    """Refuse an empty text: as a path it would be the working directory, as a host every one."""
     is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    if not text and (parameter.name in _PATHS or not is_option):
+    if not text and not (is_option and parameter.name in _MAY_BE_EMPTY):
         words = parameter.name.replace("_", "-")
         place = f"--{words}" if is_option else words.upper()
         raise FireError(f"{place}: expected a value, got an empty text")

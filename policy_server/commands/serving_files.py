@@ -71,8 +71,6 @@ def _check_socket(options: Mapping[str, str | int | None], environment: Mapping[
     for other in ("host", "port"):
         if options.get("uds") is not None and options.get(other) is not None:
             raise UsageError(f"--uds: stands in place of a host and a port; leave --{other} out")
-    if options.get("uds") == "":
-        raise UsageError("--uds: expected the path of a UNIX socket, got none")
     path = options.get("uds") or environment.get("UVICORN_UDS")
     if path:
         check_unix_socket(str(path))
