@@ -291,13 +291,11 @@ class RayBackend:
         """
         was_computed = suspicion >= Suspicion.COMPUTED
         until = time.monotonic() + _CONNECTED_WITHIN_S
-        while not direct.is_connected:
+        while not await _is_connected(direct, behind_others=was_computed):
             is_over = self._stand_in is not None or time.monotonic() > until
             if is_over and not was_computed:
                 return
             await asyncio.sleep(_CONNECTED_PERIOD_S)
-            if was_computed and direct.is_connected:
-                await asyncio.sleep(_BEHIND_OTHERS_S)
 
     async def _call_by_serve(self, inputs: PolicyInputs) -> PolicyOutputs:
         while True:
@@ -335,3 +333,10 @@ class RayBackend:
     def _note_hang(self, inputs: PolicyInputs) -> None:
         """Suspect the rows of a call at which a replica has hung: each is asked alone then."""
         self._suspects.suspect(inputs, was_computed=True, hangs=True)
+
+
+async def _is_connected(direct: DirectCalls, *, behind_others: bool) -> bool:
+    """Return whether there is a connection, once those that waited for one have been sent."""
+    if behind_others and direct.is_connected:
+        await asyncio.sleep(_BEHIND_OTHERS_S)
+    return direct.is_connected

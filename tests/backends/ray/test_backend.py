@@ -543,6 +543,28 @@ async def test_observation_at_which_a_replica_may_have_hung_comes_behind_those_t
     assert [asked.observations[0, 0] for asked in next_one.asked] == [5, 3]
 
 
+async def test_observation_at_which_a_replica_may_have_hung_waits_for_the_next_connection_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(direct_calls, "_HUNG_S", 0.05)
+    monkeypatch.setattr(ray_backend, "_BEHIND_OTHERS_S", 0.3)
+    async with connected(doubled, 1) as (backend, handle, replicas, lost):
+        await _hung(backend, replicas, lost, number=3)
+        suspected = asyncio.create_task(backend.infer(inputs_of(3)))
+        # The next replica ends while those that waited for it go first.
+        short = replicas.add(doubled, "short")
+        await until(lambda: backend.send(inputs_of(1), lambda _: None, within_s=60))
+        replicas.listed.clear()
+        short.end()
+        await until(lambda: len(lost) == 2)
+        await asyncio.sleep(2 * ray_backend._BEHIND_OTHERS_S)
+        replicas.add(doubled, "next")
+        answer = await suspected
+
+    assert handle.asked == 0
+    assert number_in(answer) == 6
+
+
 async def _hung(
     backend: RayBackend,
     replicas: Replicas,
