@@ -25,6 +25,7 @@ __all__ = [
     "ClientLimits",
     "Share",
     "charge_nobody",
+    "client_address",
     "client_name",
     "network_of",
 ]
@@ -253,6 +254,17 @@ class ClientLimits:
         return account
 
 
+def client_address(client: tuple[str, int] | None) -> str | None:
+    """Return a client's address, at most 64 characters of it; None where it is not known.
+
+    Behind a proxy that is trusted it is a text that the proxy sends, or lets its client send.
+
+    Args:
+        client: its address and port, as ASGI's `client`.
+    """
+    return None if client is None else client[0][:_LONGEST_ADDRESS]
+
+
 def client_name(key: str | None, address: str | None) -> str:
     """Return the one name of a client in what it shares with others: its key's, or its address.
 
@@ -273,13 +285,13 @@ def network_of(address: str) -> str:
     """Return the network that is one client: an IPv4 address, or the /64 of an IPv6 one.
 
     Args:
-        address: a client's.
+        address: a client's; see `client_address`.
     """
     try:
         known = ip_address(address)
     except ValueError:
         # Proxies may hide an address behind a name (RFC 7239).
-        return address[:_LONGEST_ADDRESS]
+        return address
     if isinstance(known, IPv6Address):
         if known.ipv4_mapped is not None:
             return str(known.ipv4_mapped)

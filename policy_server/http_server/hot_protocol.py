@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.server import ServerState
 
+from policy_server.client_limits import client_address
 from policy_server.http_server.connection_limits import ConnectionWatch, Phase, RefusedRequest
 from policy_server.http_server.hot_heads import HotHeads, KnownHead
 from policy_server.http_server.hot_requests import HotRequest, HotRoutes, RequestHead
@@ -151,7 +152,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
         """Return the client's address; see `Connection`."""
         if head.is_forwarded and isinstance(self.app, ProxyHeadersMiddleware):
             return _client_behind(self.app, head, self.client)
-        return None if self.client is None else self.client[0]
+        return client_address(self.client)
 
     def forget(self, request: HotRequest) -> None:
         """Count a request no more; see `Connection`."""
@@ -256,7 +257,7 @@ class HotHttpProtocol(LimitedHttpProtocol):
         if self._awaited is None:
             super().note_refused(status)
             return
-        head, client = self._awaited.route.head, None if self.client is None else self.client[0]
+        head, client = self._awaited.route.head, client_address(self.client)
         self._watch.note_refused(RefusedRequest(status, client, "POST", head.path, head.root_path))
 
     def _hand_over(self, data: bytes, start: int) -> None:
@@ -342,6 +343,5 @@ def _client_behind(
     try:
         coroutine.send(None)
     except StopIteration:
-        found: tuple[str, int] | None = scope["client"]
-        return None if found is None else found[0]
+        return client_address(scope["client"])
     raise AssertionError("it waits for nothing")

@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
+from policy_server.client_limits import client_address
 from policy_server.http_server.connection_limits import (
     MOST_REFUSED,
     UNREAD_S,
@@ -400,7 +401,7 @@ class LimitedHttpProtocol(HttpProtocol, WatchedConnection):
         with suppress(httptools.HttpParserInvalidURLError):
             found = httptools.parse_url(self.url).path or b""
             path = self.root_path + unquote(found.decode("ascii", "replace")) if found else ""
-        client = None if self.client is None else self.client[0]
+        client = client_address(self.client)
         return RefusedRequest(status, client, method, path, self.root_path)
 
     def look(self, now: float) -> None:

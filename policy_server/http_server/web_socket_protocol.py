@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ __all__ = ["WebSocketProtocol"]
 
 _SWITCHING_PROTOCOLS = 101
 _NO_TEXT = 1007
+# Before the path of a target in its absolute form, which proxies are asked in (RFC 9112, 3.2.2).
+_AUTHORITY = re.compile(r"[a-z][a-z0-9+.-]*://[^/?]*", re.ASCII | re.IGNORECASE)
 # The place of the status in an answer.
 _STATUS = slice(len(b"HTTP/1.1 "), len(b"HTTP/1.1 400"))
 _BAD_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -123,6 +126,9 @@ class WebSocketProtocol(EndingWebSocket, WatchedConnection):
         Args:
             event: the handshake.
         """
+        if (authority := _AUTHORITY.match(event.path)) is not None:
+            behind = event.path[authority.end() :]
+            event.path = behind if behind.startswith("/") else f"/{behind}"
         super().handle_connect(event)
         if self.response.status_code == _SWITCHING_PROTOCOLS:
             extensions: dict[str, Any] = self.scope["extensions"]

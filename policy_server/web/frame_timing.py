@@ -43,7 +43,7 @@ class FrameTiming:
         stamp: the client's own, which the answer repeats; None for none.
     """
 
-    timeout_ms: int | None = None
+    timeout_ms: float | None = None
     stamp: Stamp | None = None
 
     def deadline(self, received: float) -> float | None:
@@ -130,8 +130,10 @@ def _has_times(value: object) -> bool:
 
 
 def _is_timeout(value: object) -> bool:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return is_whole and 1 <= value <= LONGEST_TIMEOUT_MS  # type: ignore[operator]  # it is an int
+    # A whole number however JSON writes it: `20.0` too, as JSON Schema has it.
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return 1 <= value <= LONGEST_TIMEOUT_MS and float(value).is_integer()
 
 
 def _is_stamp(value: object) -> bool:

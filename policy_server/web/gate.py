@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from policy_server.access_keys import AccessKey, KeyRing
 from policy_server.access_keys import Scope as KeyScope
-from policy_server.client_limits import NO_SHARE, ClientLimits, Share
+from policy_server.client_limits import NO_SHARE, ClientLimits, Share, client_address
 from policy_server.errors import (
     BodyTooLargeError,
     ForbiddenOriginError,
@@ -174,8 +174,6 @@ class Gate:
                 ]
             await send(message)
 
-        # Behind a proxy that uvicorn trusts, the client is the one that it forwards for.
-        client = scope.get("client")
         scope["state"] = {
             **scope.get("state", {}),
             "request_id": request_id,
@@ -185,7 +183,8 @@ class Gate:
             "state_token": headers.get(b"x-state", ""),
             "content_type": headers.get(b"content-type", ""),
             "deadline": None,
-            "client": None if client is None else client[0],
+            # Behind a proxy that uvicorn trusts, the client is the one that it forwards for.
+            "client": client_address(scope.get("client")),
         }
         if self._cross_origin is not None and self._cross_origin.is_preflight(scope, headers):
             await self._cross_origin.answer_preflight(send_with_id)

@@ -315,8 +315,10 @@ async def test_limit_of_concurrency_is_uvicorns(*, is_hot: bool) -> None:
             "127.0.0.1",
         ),
         (b"X-Forwarded-For: 10.1.2.3\r\n", {"proxy_headers": False}, "127.0.0.1"),
+        # As long as a head may be: each line, and what is kept of it, would be.
+        (b"X-Forwarded-For: %b\r\n" % (b"a" * 60_000), {}, "a" * 64),
     ],
-    ids=["direct", "proxy", "stranger", "off"],
+    ids=["direct", "proxy", "stranger", "off", "long name"],
 )
 async def test_log_names_the_client_that_a_proxy_forwards_for(
     header: bytes,

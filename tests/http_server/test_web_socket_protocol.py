@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
+import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.server import ServerProtocol
@@ -79,3 +81,21 @@ async def test_connection_that_has_gone_is_freed_at_once(
             own = {"WebSocketProtocol": 1, "ServerProtocol": 1}
             await until(lambda: held() - of_others == own)
         await until(lambda: not held() - of_others)
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTPS", "ws"])
+@pytest.mark.parametrize(("behind", "status"), [("/predict/stream?seed=1", 101), ("?a", 404)])
+async def test_target_of_a_handshake_may_be_absolute(scheme: str, behind: str, status: int) -> None:
+    async with served() as server:
+        url = httpx.URL(server.url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(
+            b"GET %s://elsewhere:81%s HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\naccess-token: %s\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            % (scheme.encode(), behind.encode(), KEY_HEADER["access-token"].encode())
+        )
+        answer = await reader.readline()
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 %d " % status)

@@ -98,6 +98,8 @@ async def test_times_stand_beside_what_a_frame_states_of_the_step_before() -> No
         ({"timeout_ms": 0}, "timeout_ms"),
         ({"timeout_ms": 3_600_001}, "timeout_ms"),
         ({"timeout_ms": 5.5}, "timeout_ms"),
+        ({"timeout_ms": 0.5}, "timeout_ms"),
+        ({"timeout_ms": 1e300}, "timeout_ms"),
         ({"timeout_ms": True}, "timeout_ms"),
         ({"timeout_ms": "5"}, "timeout_ms"),
         ({"stamp": "a b"}, "stamp"),
@@ -116,6 +118,16 @@ async def test_time_that_is_none_is_refused(words: dict[str, Any], place: str) -
     assert refused["status"] == 422
     assert [problem["loc"] for problem in refused["detail"]] == [["body", place]]
     assert "actions" in after
+
+
+@pytest.mark.parametrize("timeout_ms", [20.0, 2e3])
+def test_timeout_is_a_whole_number_however_json_writes_it(timeout_ms: float) -> None:
+    frame = {"text": json.dumps({"observation": OBSERVATION, "timeout_ms": timeout_ms})}
+
+    message, timing = split_timing(frame)
+
+    assert timing.deadline(1.0) == 1.0 + timeout_ms / 1000
+    assert json.loads(message["text"]) == OBSERVATION
 
 
 def test_frame_that_is_nested_too_deeply_is_refused_with_a_stamp_too() -> None:

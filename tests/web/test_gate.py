@@ -443,18 +443,21 @@ async def test_request_is_logged_with_its_id_route_and_duration(
 
 
 @pytest.mark.parametrize(
-    ("connected", "trusted", "client"),
+    ("connected", "trusted", "forwarded", "client"),
     [
-        (("10.0.0.9", 4711), "10.0.0.0/8", "203.0.113.7"),
-        (("192.0.2.1", 4711), "10.0.0.0/8", "192.0.2.1"),
+        (("10.0.0.9", 4711), "10.0.0.0/8", "203.0.113.7", "203.0.113.7"),
+        # What the proxy's own client sends, where the proxy passes it on.
+        (("10.0.0.9", 4711), "10.0.0.0/8", "a" * 60_000, "a" * 64),
+        (("192.0.2.1", 4711), "10.0.0.0/8", "203.0.113.7", "192.0.2.1"),
         # A UNIX socket.
-        (None, "10.0.0.0/8", None),
+        (None, "10.0.0.0/8", "203.0.113.7", None),
     ],
-    ids=["trusted proxy", "stranger", "socket"],
+    ids=["trusted proxy", "long name", "stranger", "socket"],
 )
 async def test_log_names_the_client_behind_a_trusted_proxy(
     connected: tuple[str, int] | None,
     trusted: str,
+    forwarded: str,
     client: str | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -470,7 +473,7 @@ async def test_log_names_the_client_behind_a_trusted_proxy(
             running(app),
             httpx.AsyncClient(transport=transport, base_url="http://s") as asked,
         ):
-            await asked.get("/livez", headers={"x-forwarded-for": "203.0.113.7"})
+            await asked.get("/livez", headers={"x-forwarded-for": forwarded})
 
     (line,) = (vars(item) for item in caplog.records if item.name == "policy_server.access")
     assert line["client"] == client

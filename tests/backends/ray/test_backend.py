@@ -557,7 +557,7 @@ async def test_observation_at_which_a_replica_may_have_hung_waits_for_the_next_c
         replicas.listed.clear()
         short.end()
         await until(lambda: len(lost) == 2)
-        await asyncio.sleep(2 * ray_backend._BEHIND_OTHERS_S)
+        await asyncio.sleep(0.6)
         replicas.add(doubled, "next")
         answer = await suspected
 
