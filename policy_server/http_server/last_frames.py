@@ -36,6 +36,7 @@ class LastFrames:
         self._bytes = _unread_bytes(transport)
         self._frames = _MOST_FRAMES
         self._seen = self._bytes
+        self._was_held_back = is_held_back
         if is_held_back and transport.get_extra_info("sslcontext") is not None:
             self._bytes += _READ_AHEAD_BYTES
 
@@ -59,13 +60,18 @@ class LastFrames:
         self._frames -= 1
         return self._frames >= 0
 
-    def is_quiet(self) -> bool:
-        """Return whether no bytes were read since this was asked last.
+    def is_quiet(self, *, is_held_back: bool) -> bool:
+        """Return whether it was read ever since this was asked last, and no bytes came.
 
         TLS has fewer bytes than the kernel says.
+
+        Args:
+            is_held_back: whether it is not read at the moment.
         """
         seen, self._seen = self._seen, self._bytes
-        return seen == self._bytes
+        # What is read again since a moment ago may not have been looked at yet.
+        was_held_back, self._was_held_back = self._was_held_back, is_held_back
+        return seen == self._bytes and not (is_held_back or was_held_back)
 
 
 def _unread_bytes(transport: asyncio.Transport) -> int:

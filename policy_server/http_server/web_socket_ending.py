@@ -121,7 +121,7 @@ class EndingWebSocket(WebSocketsSansIOProtocol):
         """Take no more frames where fewer bytes come than had been counted."""
         if not self._takes_frames or self.disconnected:
             return
-        if last.is_quiet() and not self.read_paused:
+        if last.is_quiet(is_held_back=self.read_paused):
             self._take_no_more()
         else:
             self.loop.call_later(_QUIET_S, self._end_quiet, last)

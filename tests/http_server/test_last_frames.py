@@ -70,7 +70,18 @@ def test_connection_is_quiet_when_no_bytes_have_come_since_it_was_asked(
     last = last_frames(server)
     last.count_bytes(bytes(3))
 
-    assert [last.is_quiet(), last.is_quiet()] == [False, True]
+    assert [last.is_quiet(is_held_back=False) for _ in range(2)] == [False, True]
+
+
+def test_connection_that_was_held_back_is_quiet_once_it_was_read_since(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    client, server = pair
+    client.sendall(bytes(10))
+    last = last_frames(server, is_held_back=True)
+
+    found = [last.is_quiet(is_held_back=held) for held in (True, False, True, False, False)]
+    assert found == [False, False, False, False, True]
 
 
 def test_tls_connection_that_is_held_back_has_read_ahead(
