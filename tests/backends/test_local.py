@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,13 +166,15 @@ class HangingPolicy(SummingPolicy):
     Those last until they are let go; from 8 on they fail then.
     """
 
-    def __init__(self, signature: PolicySignature, is_let_go: threading.Event) -> None:
+    def __init__(
+        self, signature: PolicySignature, is_let_go: Mapping[float, threading.Event]
+    ) -> None:
         super().__init__(signature)
         object.__setattr__(self, "is_let_go", is_let_go)
 
     def infer(self, inputs: PolicyInputs) -> PolicyOutputs:
-        if inputs.observations[0, 0] >= 7:
-            vars(self)["is_let_go"].wait(60)
+        if (first := float(inputs.observations[0, 0])) >= 7:
+            vars(self)["is_let_go"][first].wait(60)
         if inputs.observations[0, 0] >= 8:
             raise ValueError("let go")
         return super().infer(inputs)
@@ -186,7 +188,13 @@ class Hanging:
     """A backend that leaves calls which last longer than half a second."""
 
     backend: LocalBackend
-    let_go: Callable[[], None]
+    is_let_go: Mapping[float, threading.Event]
+
+    def let_go(self, first: float | None = None) -> None:
+        """Let calls end that hang: those whose observation begins with a value, or all."""
+        for value, is_let_go in self.is_let_go.items():
+            if first in (None, value):
+                is_let_go.set()
 
     def ask(self, *firsts: float) -> asyncio.Task[PolicyOutputs]:
         """Ask for observations by their first values."""
@@ -204,16 +212,17 @@ class Hanging:
 @pytest.fixture
 async def hanging(request: pytest.FixtureRequest) -> AsyncIterator[Hanging]:
     """Give a backend that is lost after a minute, or the seconds that the test gives."""
-    is_let_go = threading.Event()
+    is_let_go = {first: threading.Event() for first in (7, 7.25, 7.5, 8, 8.5, 9)}
     policy = HangingPolicy(summing_backend().signature, is_let_go)
     limit = CallLimit(_LONGEST_S, shortest_s=0)
     backend = LocalBackend(
         policy, limit, look_every_s=0.01, lost_after_s=getattr(request, "param", 60.0)
     )
     try:
-        yield Hanging(backend, is_let_go.set)
+        hanging = Hanging(backend, is_let_go)
+        yield hanging
     finally:
-        is_let_go.set()
+        hanging.let_go()
         backend.close()
         await no_policy_threads()
 
@@ -301,8 +310,12 @@ async def test_backend_is_not_ready_while_too_many_calls_hang(
     assert not calls[4].done()
     # It may answer again: nobody starts the process anew for a short hang.
     assert not hanging.backend.is_lost()
-    hanging.let_go()
+    # Alone: were another one to end first, this one would be left to its thread.
+    hanging.let_go(7.25)
     assert float((await calls[4]).actions[0, 0]) == 1
+    for first in (7, 8, 7.5, 8.5):
+        hanging.let_go(first)
+    await until(lambda: len(policy_threads()) == 1)
     assert await hanging.backend.is_ready()
     assert {record.message for record in caplog.records} == {"policy_hangs"}
     # Those that were left have ended, so that others can be.
