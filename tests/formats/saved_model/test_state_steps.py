@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zipfile import ZipFile
 
@@ -32,9 +33,12 @@ def episodes(name: str) -> Mapping[str, Any]:
         return dict(arrays)
 
 
-def load(name: str, folder: Path, engine: Engine) -> Policy:
-    ZipFile(EPISODES / name / "saved_model.zip").extractall(folder)
-    return load_policy(folder, engine=engine)
+@cache
+def loaded(name: str, engine: Engine) -> Policy:
+    """Return a policy of RLlib's, loaded once: the state of an episode is its asker's."""
+    with TemporaryDirectory() as folder:
+        ZipFile(EPISODES / name / "saved_model.zip").extractall(folder)
+        return load_policy(Path(folder), engine=engine)
 
 
 def with_previous(policy: Policy, state: Any, action: Any, reward: Any) -> Any:  # noqa: ANN401 -- arrays
@@ -52,8 +56,8 @@ def with_previous(policy: Policy, state: Any, action: Any, reward: Any) -> Any: 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_step_of_an_episode_is_rllibs(name: str, engine: Engine, tmp_path: Path) -> None:
-    policy, known = load(name, tmp_path, engine), episodes(name)
+def test_every_step_of_an_episode_is_rllibs(name: str, engine: Engine) -> None:
+    policy, known = loaded(name, engine), episodes(name)
     rows, steps = known["distribution"].shape[:2]
     state = np.zeros((rows, policy.signature.memory_width), np.float32)
 
@@ -70,10 +74,8 @@ def test_every_step_of_an_episode_is_rllibs(name: str, engine: Engine, tmp_path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_episodes_that_share_a_batch_at_different_steps_stay_apart(
-    name: str, tmp_path: Path
-) -> None:
-    policy, known = load(name, tmp_path, "numpy"), episodes(name)
+def test_episodes_that_share_a_batch_at_different_steps_stay_apart(name: str) -> None:
+    policy, known = loaded(name, "numpy"), episodes(name)
     episode = np.arange(64) % len(known["observations"])
     begins = np.arange(64)
     state = np.zeros((64, policy.signature.memory_width), np.float32)
@@ -95,10 +97,8 @@ def test_episodes_that_share_a_batch_at_different_steps_stay_apart(
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", NAMES)
-def test_answer_without_a_state_is_that_of_the_zero_state(
-    name: str, engine: Engine, tmp_path: Path
-) -> None:
-    policy, known = load(name, tmp_path, engine), episodes(name)
+def test_answer_without_a_state_is_that_of_the_zero_state(name: str, engine: Engine) -> None:
+    policy, known = loaded(name, engine), episodes(name)
     rows = known["observations"][:, 5]
     zeros = np.zeros((len(rows), policy.signature.memory_width), np.float32)
 
@@ -111,9 +111,9 @@ def test_answer_without_a_state_is_that_of_the_zero_state(
     assert first.state.any()
 
 
-def test_roles_tell_who_writes_each_tensor_of_the_memory(tmp_path: Path) -> None:
-    old = load("ray077_lstm_previous", tmp_path / "old", "numpy").signature.memory
-    new = load("ray201_attention", tmp_path / "new", "numpy").signature.memory
+def test_roles_tell_who_writes_each_tensor_of_the_memory() -> None:
+    old = loaded("ray077_lstm_previous", "numpy").signature.memory
+    new = loaded("ray201_attention", "numpy").signature.memory
 
     assert [(item.shape, item.role) for item in old] == [
         ((8,), "state"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,9 +31,12 @@ FAMILIES = {
 }
 
 
-def loaded(name: str, folder: Path, schema: str | None = None) -> Policy:
+@cache
+def loaded(name: str, schema: str | None = None) -> Policy:
+    """Return a policy of TF-Agents', loaded once: the state of an episode is its asker's."""
     stated = None if schema is None else parse_schema(schema)
-    return load_policy(unzipped("tf_agents", f"{name}.zip", folder), stated)
+    with TemporaryDirectory() as folder:
+        return load_policy(unzipped("tf_agents", f"{name}.zip", Path(folder)), stated)
 
 
 def answers_of(name: str) -> dict[str, Any]:
@@ -41,12 +46,10 @@ def answers_of(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "family"), FAMILIES.items())
-def test_distribution_and_greedy_action_are_the_librarys(
-    name: str, family: str, tmp_path: Path
-) -> None:
+def test_distribution_and_greedy_action_are_the_librarys(name: str, family: str) -> None:
     theirs = answers_of(name)
 
-    policy = loaded(name, tmp_path)
+    policy = loaded(name)
 
     rows = theirs["raw"].astype(np.float32)
     found = policy.infer(PolicyInputs.of(rows, is_deterministic=True))
@@ -64,8 +67,8 @@ def test_distribution_and_greedy_action_are_the_librarys(
         assert part.std == pytest.approx(theirs["std"], abs=1e-5)
 
 
-def test_recurrent_policy_steps_as_its_own_graph(tmp_path: Path) -> None:
-    policy = loaded("dqn_rnn_greedy", tmp_path)
+def test_recurrent_policy_steps_as_its_own_graph() -> None:
+    policy = loaded("dqn_rnn_greedy")
     steps = np.load(ROOT / "tests" / "data" / "sequences" / "tf_agents_rnn.npz")
     assert steps["start"].sum() > 1, "an episode begins in the middle"
     zero = np.zeros((1, policy.signature.memory_width), np.float32)
@@ -83,8 +86,8 @@ def test_recurrent_policy_steps_as_its_own_graph(tmp_path: Path) -> None:
     assert np.array(states) == pytest.approx(steps["state"], abs=1e-5)
 
 
-def test_policy_that_explores_is_answered_by_its_own_draws(tmp_path: Path) -> None:
-    policy = loaded("dqn_collect", tmp_path)
+def test_policy_that_explores_is_answered_by_its_own_draws() -> None:
+    policy = loaded("dqn_collect")
 
     rows = answers_of("dqn_greedy")["raw"].astype(np.float32)
     found = policy.infer(PolicyInputs.of(rows))
@@ -94,19 +97,19 @@ def test_policy_that_explores_is_answered_by_its_own_draws(tmp_path: Path) -> No
         policy.infer(PolicyInputs.of(rows, is_deterministic=True))
 
 
-def test_bounds_of_a_squashed_policy_are_the_files(tmp_path: Path) -> None:
-    policy = loaded("sac_policy", tmp_path, "actions: {torque: {dimensions: 2}}")
+def test_bounds_of_a_squashed_policy_are_the_files() -> None:
+    policy = loaded("sac_policy", "actions: {torque: {dimensions: 2}}")
 
     assert policy.signature.components is not None
     (part,) = policy.signature.components
     assert (part.name, part.low, part.high) == ("torque", (-2.0, -2.0), (2.0, 2.0))
 
 
-def test_parts_of_an_observation_come_in_schema_yamls_order(tmp_path: Path) -> None:
+def test_parts_of_an_observation_come_in_schema_yamls_order() -> None:
     theirs = answers_of("dictobs_collect")
     field = "{type: 'List[float]', min_items: 2, max_items: 2}"
 
-    policy = loaded("dictobs_collect", tmp_path, f"observations: {{b: {field}, a: {field}}}")
+    policy = loaded("dictobs_collect", f"observations: {{b: {field}, a: {field}}}")
 
     rows = theirs["raw"].astype(np.float32)[:, [2, 3, 0, 1]]
     found = policy.infer(PolicyInputs.of(rows, is_deterministic=True))
