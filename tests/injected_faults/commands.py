@@ -126,7 +126,7 @@ def outcomes_of(
     Yields:
         The outcome of each fault.
     """
-    folder, scratch = place / "work", place / "scratch"
+    folder, scratch, prepared = place / "work", place / "scratch", place / "prepared"
     scratch.mkdir(exist_ok=True)
     recorder = scratch / "python"
     recorder.write_text(_RECORDER.format(folder=scratch, python=sys.executable))
@@ -134,26 +134,35 @@ def outcomes_of(
     own, sys.executable = sys.executable, str(recorder)
     words = tuple(word.format(folder=folder.resolve()) for word in command.words)
     try:
-        before = _begin(command, folder)
+        _prepare(command, folder, prepared)
         # What a command imports late is imported once, and not in every fork.
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             _in_this_process(words, folder)
-        _begin(command, folder)
+        before = _begin(prepared, folder)
         control.arm(folder, faults.never)
         status, _, told = _forked(words, folder)
         assert not status, told
         control.disarm()
         operations, after = control.counted, _contents(folder)
         for fault in faults.each(operations):
+            _begin(prepared, folder)
             yield _outcome(command, words, control, folder, fault, (before, after))
     finally:
         sys.executable = own
 
 
-def _begin(command: Command, folder: Path) -> dict[str, str]:
-    shutil.rmtree(folder, ignore_errors=True)
+def _prepare(command: Command, folder: Path, prepared: Path) -> None:
+    """Fill the folder, and keep a copy of it: commands that fill it take as long as the tried."""
+    for each in (folder, prepared):
+        shutil.rmtree(each, ignore_errors=True)
     folder.mkdir(parents=True)
     command.prepare(folder)
+    shutil.copytree(folder, prepared, symlinks=True)
+
+
+def _begin(prepared: Path, folder: Path) -> dict[str, str]:
+    shutil.rmtree(folder)
+    shutil.copytree(prepared, folder, symlinks=True)
     return _contents(folder)
 
 
@@ -166,7 +175,6 @@ def _outcome(
     states: tuple[dict[str, str], dict[str, str]],
 ) -> Outcome:
     before, after = states
-    _begin(command, folder)
     control.arm(folder, fault)
     status, out, told = _forked(words, folder)
     control.disarm()
