@@ -362,6 +362,14 @@ def test_harm_of_a_crowd_is_told(group: dict[str, Any], files: int, told: str | 
     assert visit.broken() == ([] if told is None else [told])
 
 
+class _Unhurried(Load):
+    """Clients that wait between two questions: each is answered alike, and costs time."""
+
+    def go_on(self, client: Client) -> None:
+        super().go_on(client)
+        self.is_over.wait(0.05)
+
+
 @contextmanager
 def _asked_in_vain(folder: Path) -> Iterator[Scene]:
     """Serve files only, so that each POST is answered 501; `/readyz` is one of them."""
@@ -371,7 +379,7 @@ def _asked_in_vain(folder: Path) -> Iterator[Scene]:
     with child(*words, log=folder / "log") as started:
         url = f"http://127.0.0.1:{port}"
         started.wait_until(lambda: status_of(f"{url}/readyz") == OK)
-        loads = {"": Load(url, [Question("/", "{}", bool)], 2)}
+        loads = {"": _Unhurried(url, [Question("/", "{}", bool)], 2)}
         yield Scene(Server(started, url, url), loads, lambda: None, after_s=0.3)
 
 

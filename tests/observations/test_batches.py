@@ -356,12 +356,12 @@ def mutations(body: bytes, choose: random.Random) -> Iterator[bytes]:
 @pytest.mark.parametrize("text", ["compact rows", "rows", "columns", "indented columns"])
 def test_broken_body_gets_the_same_verdict_however_it_arrives(text: str) -> None:
     choose = random.Random(7)  # noqa: S311 -- reproducible bodies, no secret
-    verdicts = set()
+    layout, verdicts = layout_of(), set()
     for body in mutations(BODIES[text][:1500].encode() + BODIES[text][-200:].encode(), choose):
         outcomes = []
         for step in (9, 120, 10**6):
             try:
-                outcomes.append(read(JsonBatchReader(layout_of()), body, step=step).tolist())
+                outcomes.append(read(JsonBatchReader(layout), body, step=step).tolist())
             except ObservationError as error:
                 outcomes.append(error.problems[0]["type"])
         # The first mistake that is met may be another one, but never none.
