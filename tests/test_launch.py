@@ -12,6 +12,7 @@ import pytest
 
 from policy_server.formats import compiling_process
 from tests.support.folders import ROOT
+from tests.support.forked_programs import Ended, run_forked
 from tests.support.processes import run
 
 STARTED = """
@@ -86,23 +87,39 @@ def run_in_home(program: str, tmp_path: Path) -> subprocess.CompletedProcess[str
     )
 
 
-def test_start_that_gets_no_memory_ends_in_one_line() -> None:
-    program = "from policy_server.launch import end_start; end_start(MemoryError())"
-    ended = run(sys.executable, "-c", program, status=3)
+# What a start can fail with, as the system tells it.
+ENDS = {
+    "memory": "MemoryError()",
+    "disk": "OSError(errno.ESTALE, 'Stale file handle', '/share/b.zip')",
+}
+
+
+@pytest.fixture(scope="module")
+def ended_starts() -> dict[str, Ended]:
+    """A start that ended with each of `ENDS`, by its name."""
+    programs = {
+        name: f"import errno; from policy_server.launch import end_start; end_start({error})"
+        for name, error in ENDS.items()
+    }
+    return run_forked(programs, imports="import policy_server.launch")
+
+
+def test_start_that_gets_no_memory_ends_in_one_line(ended_starts: dict[str, Ended]) -> None:
+    ended = ended_starts["memory"]
 
     [line] = (ended.stdout + ended.stderr).splitlines()
+    assert ended.status == 3
     assert "no memory; raise the limits of memory" in line
     assert "Traceback" not in line
 
 
-def test_start_whose_disk_fails_ends_in_one_line_that_names_the_file() -> None:
-    program = (
-        "import errno; from policy_server.launch import end_start;"
-        "end_start(OSError(errno.ESTALE, 'Stale file handle', '/share/b.zip'))"
-    )
-    ended = run(sys.executable, "-c", program, status=3)
+def test_start_whose_disk_fails_ends_in_one_line_that_names_the_file(
+    ended_starts: dict[str, Ended],
+) -> None:
+    ended = ended_starts["disk"]
 
     [line] = (ended.stdout + ended.stderr).splitlines()
+    assert ended.status == 3
     assert "/share/b.zip: can't be read: Stale file handle; try again" in line
 
 

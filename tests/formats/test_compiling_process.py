@@ -56,6 +56,14 @@ def uncompilable(tmp_path: Path) -> Model:
     return identify_model(V1Policy(parts=(Part("dirichlet", (3,)),)).save(tmp_path / "m"))
 
 
+@pytest.fixture
+def quick(tmp_path: Path) -> Model:
+    """Give a policy that needs no TensorFlow, whose import takes most of the time of the others."""
+    folder = tmp_path / "quick"
+    folder.mkdir()
+    return identify_model(actor(folder, output="logits"))
+
+
 def compiling() -> list[int]:
     """Return the processes that compile for this one, which may have others below it."""
     return [pid for pid in descendants(os.getpid()) if PROGRAM.strip() in command_line(pid)]

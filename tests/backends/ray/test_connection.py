@@ -20,6 +20,7 @@ from policy_server.backends.ray.connection import (
     without_proxies,
 )
 from policy_server.errors import NotReadyError
+from tests.support.forked_programs import Ended, run_forked
 from tests.support.processes import run
 from tests.support.waiting import until
 
@@ -42,23 +43,56 @@ def test_ray_sees_no_proxy_and_downloads_do(name: str, monkeypatch: pytest.Monke
     assert os.environ[name] == PROXY
 
 
-def test_call_after_the_end_starts_no_other_ray_in_a_program_that_imports_ray_first() -> None:
+MODE_OF_RAY = (
+    "import os; import policy_server.backends.ray; "
+    "from policy_server.backends.ray.connection import use_token; use_token(); "
+    "from ray._raylet import AuthenticationMode, get_authentication_mode; "
+    "print(get_authentication_mode() == AuthenticationMode.TOKEN, "
+    "len(os.environ['RAY_AUTH_TOKEN']))"
+)
+EMPTY = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+# Of programs that import Ray first.
+PROGRAMS = {
     # What Ray Serve asks once more while its Ray ends.
-    lines = "import ray, policy_server.backends.ray; ray.put(1)"
-
-    ended = run(sys.executable, "-c", lines, status=1)
-
-    assert "Ray has not been started yet" in ended.stderr
-
-
-def test_limit_of_files_with_which_ray_ends_the_process_is_one_line() -> None:
-    lines = (
+    "call": "import ray; ray.put(1)",
+    "files": (
         "import resource, policy_server.backends.ray.connection as connection; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); connection.check_open_files()"
-    )
+    ),
+    "mode": MODE_OF_RAY,
+    # As in a thread that comes back to Ray Serve while one Ray follows another.
+    "serve": """
+from ray import serve
+from policy_server.backends.ray.connection import no_other_ray
 
-    ended = run(sys.executable, "-c", lines, status=1)
+with no_other_ray():
+    serve.status()
+""",
+}
 
+
+@pytest.fixture(scope="module")
+def ray_first() -> dict[str, Ended]:
+    """Each of `PROGRAMS`, ended, by its name: Ray's variables for a token are empty for it."""
+    with pytest.MonkeyPatch.context() as patched:
+        for name in EMPTY:
+            patched.setenv(name, "")
+        return run_forked(PROGRAMS, imports="import ray; import policy_server.backends.ray")
+
+
+def test_call_after_the_end_starts_no_other_ray_in_a_program_that_imports_ray_first(
+    ray_first: dict[str, Ended],
+) -> None:
+    assert ray_first["call"].status == 1
+    assert "Ray has not been started yet" in ray_first["call"].stderr
+
+
+def test_limit_of_files_with_which_ray_ends_the_process_is_one_line(
+    ray_first: dict[str, Ended],
+) -> None:
+    ended = ray_first["files"]
+
+    assert ended.status == 1
     assert ended.stderr.splitlines()[-1].endswith(
         "ray: needs 128 open files or more, the system allows 64; raise the limit (ulimit -n), or "
         "set POLICY_SERVER_BACKEND=local"
@@ -80,32 +114,22 @@ def test_other_temporary_folders_are_not_to_blame() -> None:
     assert sockets_hint("/scratch") == ""
 
 
-MODE_OF_RAY = (
-    "import os; import policy_server.backends.ray; "
-    "from policy_server.backends.ray.connection import use_token; use_token(); "
-    "from ray._raylet import AuthenticationMode, get_authentication_mode; "
-    "print(get_authentication_mode() == AuthenticationMode.TOKEN, "
-    "len(os.environ['RAY_AUTH_TOKEN']))"
-)
-
-
 # Ray itself ends at its import by a signal where a number is empty.
-@pytest.mark.parametrize(
-    ("first", "empty"),
-    [
-        pytest.param("", ["RAY_ADDRESS", "RAY_worker_niceness", "RAY_TMPDIR"], id="server-first"),
-        pytest.param("import ray; ", [], id="ray-first"),
-    ],
-)
 def test_ray_asks_for_a_token_where_its_variables_are_empty(
-    first: str, empty: list[str], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *empty):
+    for name in (*EMPTY, "RAY_ADDRESS", "RAY_worker_niceness", "RAY_TMPDIR"):
         monkeypatch.setenv(name, "")
 
-    ended = run(sys.executable, "-c", first + MODE_OF_RAY)
+    ended = run(sys.executable, "-c", MODE_OF_RAY)
 
     assert ended.stdout.split() == ["True", "64"]
+
+
+def test_ray_asks_for_a_token_where_it_was_imported_with_empty_variables(
+    ray_first: dict[str, Ended],
+) -> None:
+    assert ray_first["mode"].stdout.split() == ["True", "64"], ray_first["mode"]
 
 
 @pytest.mark.parametrize("mode", ["disabled", "tokn", ""])
@@ -156,20 +180,9 @@ def _is_caught(number: signal.Signals) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
-def test_ray_serve_starts_no_ray_of_its_own() -> None:
-    # As in a thread that comes back to Ray Serve while one Ray follows another.
-    lines = """
-import policy_server.backends.ray
-from ray import serve
-from policy_server.backends.ray.connection import no_other_ray
-
-with no_other_ray():
-    serve.status()
-"""
-
-    ended = run(sys.executable, "-c", lines, status=1)
-
-    assert "NotReadyError: ray: ended meanwhile" in ended.stderr
+def test_ray_serve_starts_no_ray_of_its_own(ray_first: dict[str, Ended]) -> None:
+    assert ray_first["serve"].status == 1
+    assert "NotReadyError: ray: ended meanwhile" in ray_first["serve"].stderr
 
 
 def test_program_may_start_a_ray_once_the_server_has_ended() -> None:

@@ -11,7 +11,6 @@ import pytest
 from keras import layers, ops
 
 from policy_server.errors import (
-    MissingPackageError,
     ModelError,
     ObservationError,
     PolicyServerError,
@@ -682,14 +681,6 @@ def test_file_of_keras_2_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metadata.json").write_text('{"keras_version": "2.15.0"}')
 
     with pytest.raises(ModelError, match=r"of Keras 2\.15\.0; load it with Keras 3"):
-        load(tmp_path)
-
-
-def test_missing_h5py_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unzipped(NAME, FILE, tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-
-    with pytest.raises(MissingPackageError, match="needs h5py, which is not installed"):
         load(tmp_path)
 
 

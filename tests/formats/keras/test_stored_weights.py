@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from policy_server.errors import ModelError, NotReadyError
+from policy_server.errors import MissingPackageError, ModelError, NotReadyError
 from policy_server.formats.keras import stored_weights
 from policy_server.formats.keras.stored_weights import read_weights
 from tests.support.keras_weights import weights_in_a_ring
@@ -192,4 +192,12 @@ def test_process_that_can_not_be_started_is_one_line(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
 
     with pytest.raises(NotReadyError, match="can't be started: No such file or directory; it is "):
+        read_weights(path)
+
+
+def test_missing_h5py_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, lambda file: file.create_group(PLACE))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+
+    with pytest.raises(MissingPackageError, match="needs h5py, which is not installed"):
         read_weights(path)
