@@ -61,7 +61,8 @@ def quick(tmp_path: Path) -> Model:
     """Give a policy that needs no TensorFlow, whose import takes most of the time of the others."""
     folder = tmp_path / "quick"
     folder.mkdir()
-    return identify_model(actor(folder, output="logits"))
+    actor(folder)
+    return identify_model(folder)
 
 
 def compiling() -> list[int]:
@@ -140,12 +141,12 @@ async def test_tensorflow_alone_compiles_nothing_and_is_tried_once(model: Model)
         await find(model, "auto")
 
 
-async def test_policy_is_handed_over_where_it_can_not_be_kept(model: Model) -> None:
+async def test_policy_is_handed_over_where_it_can_not_be_kept(quick: Model) -> None:
     # A folder in the file's place: nothing can be put there, not even by root.
-    (model.folder / KEPT / "in the way").mkdir(parents=True)
+    (quick.folder / KEPT / "in the way").mkdir(parents=True)
 
-    assert await find(model) is not None
-    assert [path.name for path in model.folder.glob(".compiled-*")] == [KEPT]
+    assert await find(quick) is not None
+    assert [path.name for path in quick.folder.glob(".compiled-*")] == [KEPT]
 
 
 @pytest.mark.parametrize(
@@ -222,8 +223,8 @@ async def test_cancelling_ends_the_process(model: Model) -> None:
     assert not any(map(is_running, below))
 
 
-async def test_longest_time_to_start_is_no_bound(model: Model) -> None:
-    assert await find(model, start_timeout_s=9e12) is not None
+async def test_longest_time_to_start_is_no_bound(quick: Model) -> None:
+    assert await find(quick, start_timeout_s=9e12) is not None
 
 
 async def test_cancelling_leaves_the_status_of_an_ended_process_to_asyncio(
