@@ -47,7 +47,7 @@ def compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_configure() -> None:
-    """Let interrupted programs hear it where a background shell has them ignore it.
+    """Let programs hear the signals that a background shell, or nohup, has them ignore.
 
     The imports of all modules make millions of objects and next to no garbage: until they are done,
     each collection would look at them in vain.
@@ -56,6 +56,9 @@ def pytest_configure() -> None:
     steady_coverage()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        # Programs that are started don't ignore what has a handler here; nohup's run goes on.
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
