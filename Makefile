@@ -15,8 +15,11 @@ DEVELOPMENT := $(VENV)/.requirements-dev
 INSTALL = $(PYTHON_IN_VENV) -m pip install --disable-pip-version-check
 
 # A half of the tests: each keeps its own figures, of which the report is made afterwards. Branches of
-# the tests themselves, for which slipcover knows an older pytest only, are not asked for.
-COVERED := $(PYTHON_IN_VENV) -W "ignore:Unable to activate pytest branch" -m slipcover --branch --source policy_server --json --out
+# the tests themselves, for which slipcover knows an older pytest only, are not asked for. Whenever a
+# line has run so often, slipcover looks through all modules for code to give back, which takes longer
+# than to count the line some hundred times more.
+COVERED := $(PYTHON_IN_VENV) -W "ignore:Unable to activate pytest branch" -m slipcover --branch --threshold 1000 \
+	--source policy_server --json --out
 # The floor of coverage in percent, raised as the suite grows. It is not 100: what runs in Ray's
 # workers and in the servers that service tests start is not measured.
 LEAST_COVERED := 90
