@@ -195,7 +195,7 @@ def _state_of(option: str, path: str) -> os.stat_result:
             with Path(path).open("rb"):
                 """uvicorn reads it."""
         # To open a pipe would wait for its writer, and may take what it writes.
-        elif not os.access(path, os.R_OK):
+        elif not os.access(path, os.R_OK, effective_ids=True):
             raise _unreadable(option, path, os.strerror(errno.EACCES))
     except (OSError, ValueError) as error:
         number = error.errno if isinstance(error, OSError) else None
