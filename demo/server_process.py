@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import socket
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -112,8 +114,11 @@ class ServerProcess:
         """End the server as an operator would, and remove its files; harmless when repeated."""
         with self._stopping:
             assert self._keeper.stdin is not None, "it is a pipe"
-            self._keeper.stdin.close()
+            with suppress(BrokenPipeError):
+                self._keeper.stdin.close()
             self._keeper.wait()
+            # A killed keeper has left them.
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
 
 def has_served_policy() -> bool:

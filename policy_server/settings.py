@@ -78,7 +78,6 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
-        env_file=_ENV_FILE,
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -565,8 +564,8 @@ def read_settings(
             raise SettingsError(f"{name}: is no setting; {remedy}")
     try:
         _check_names(os.environ, place="")
-        _check_env_file(read_env_file(Path(_ENV_FILE)))
-        return Settings(**{**_of_the_environment_alone(), **given})
+        from_file = _of_env_file(read_env_file(Path(_ENV_FILE)))
+        return Settings(**{**from_file, **_of_the_environment_alone(), **given})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         field = str(problem["loc"][0])
@@ -620,13 +619,35 @@ def find_log_format() -> LogFormat:
     return "auto"
 
 
-def _check_env_file(text: str) -> None:
+def _of_env_file(text: str) -> dict[str, str]:
+    """Return the settings of `.env` by their names, but for those that the environment has.
+
+    pydantic-settings would put the values of variables in the place of their names, in a key too.
+
+    Args:
+        text: the file's text.
+
+    Raises:
+        SettingsError: if one of its lines can't be read, or names no setting.
+    """
+    variables = variables_of(text)
+    _check_env_file(text, variables)
+    here = {name.upper() for name in (*os.environ, *_hidden)}
+    found = {
+        name.upper().removeprefix(ENV_PREFIX).lower(): value
+        for name, value in variables.items()
+        if value and name.upper().startswith(ENV_PREFIX) and name.upper() not in here
+    }
+    return {name: value for name, value in found.items() if name in Settings.model_fields}
+
+
+def _check_env_file(text: str, variables: Mapping[str, str | None]) -> None:
     names = [f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields]
     try:
         check_lines(text, ENV_PREFIX, names)
     except SettingsError as error:
         raise SettingsError(f"{_ENV_FILE}: {error.message}") from error
-    _check_names(variables_of(text), place=f"{_ENV_FILE}: ")
+    _check_names(variables, place=f"{_ENV_FILE}: ")
 
 
 def _check_names(variables: Mapping[str, str | None], *, place: str) -> None:

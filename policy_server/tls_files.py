@@ -1,12 +1,15 @@
 """The files and options of TLS: whether a server can start with them, asked before it loads them.
 
-OpenSSL's own errors name neither the file nor what is wrong with it.
+OpenSSL's own errors name neither the file nor what is wrong with it. A pipe, such as a shell's
+`<(...)`, can be read once: its content is left to uvicorn, and looked at by nobody before.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,11 +50,15 @@ class TlsFiles:
     version: int = ssl.PROTOCOL_TLS_SERVER
     client_certificates: int = ssl.CERT_NONE
 
-    def check(self) -> bool:
+    def check(self, *, is_read_again: bool = False) -> bool:
         """Refuse what uvicorn could not use.
 
+        Args:
+            is_read_again: whether several processes read the files, each for itself.
+
         Returns:
-            Whether the key is encrypted, and its password is not given.
+            Whether the key is encrypted, and its password is not given; False where one of a
+            certificate and its key is a pipe.
 
         Raises:
             UsageError: if there is a key without a certificate.
@@ -59,17 +66,33 @@ class TlsFiles:
         """
         if self.certificate is None:
             raise UsageError(f"{_KEY}: is of no use alone; give {_CERTIFICATE} too")
-        for option, path in (
-            (_CERTIFICATE, self.certificate),
-            (_KEY, self.key),
-            (_AUTHORITIES, self.authorities),
-        ):
-            if path is not None:
-                _check_readable(option, path)
+        pipes = self._pipes(self.certificate, is_read_again=is_read_again)
         context = self._context()
-        lacks_password = self._load_pair(context, self.certificate)
-        self._check_further(context)
+        lacks_password = False
+        if not pipes & {self.certificate, self.key}:
+            lacks_password = self._load_pair(context, self.certificate)
+        elif self.certificate not in pipes and not _has_certificates(self.certificate):
+            raise _no_certificate(self.certificate)
+        self._check_further(context, None if self.authorities in pipes else self.authorities)
         return lacks_password
+
+    def _pipes(self, certificate: str, *, is_read_again: bool) -> set[str]:
+        """Return the paths that are pipes, each of which is read once."""
+        # Where no key is given, uvicorn reads the certificate's file for it.
+        read = [(_CERTIFICATE, certificate), (_KEY, self.key or certificate)]
+        if self.authorities is not None:
+            read.append((_AUTHORITIES, self.authorities))
+        found: dict[tuple[int, int], str] = {}
+        for option, path in read:
+            state = _state_of(option, path)
+            if not stat.S_ISFIFO(state.st_mode):
+                continue
+            if is_read_again:
+                raise _no_pipe(option, path, "each process of the server reads it", "give a file")
+            other = found.setdefault((state.st_dev, state.st_ino), option)
+            if other != option:
+                raise _no_pipe(option, path, f"it is read for {other} too", "give each its own")
+        return {path for option, path in read if option in found.values()}
 
     def _context(self) -> ssl.SSLContext:
         try:
@@ -113,11 +136,7 @@ class TlsFiles:
                 f"{certificate}, got that of another; give the two that were made together"
             )
         if not _has_certificates(certificate):
-            return SettingsError(
-                f"{_CERTIFICATE}: {certificate}: expected a certificate in PEM, got "
-                f"{_content(certificate)}; give the whole file, which begins with "
-                "-----BEGIN CERTIFICATE-----"
-            )
+            return _no_certificate(certificate)
         if reason is not None:
             words = reason.lower().replace("_", " ")
             return SettingsError(
@@ -133,7 +152,7 @@ class TlsFiles:
             "the whole file, whose first line ends with PRIVATE KEY-----"
         )
 
-    def _check_further(self, context: ssl.SSLContext) -> None:
+    def _check_further(self, context: ssl.SSLContext, authorities: str | None) -> None:
         try:
             context.verify_mode = ssl.VerifyMode(self.client_certificates)
         except ValueError as error:
@@ -141,10 +160,10 @@ class TlsFiles:
                 f"--ssl-cert-reqs: expected 0, 1 or 2, got {self.client_certificates}; 2 asks "
                 "clients for a certificate"
             ) from error
-        if self.authorities is not None and not _has_certificates(self.authorities):
+        if authorities is not None and not _has_certificates(authorities):
             raise SettingsError(
-                f"{_AUTHORITIES}: {self.authorities}: expected certificates in PEM, got "
-                f"{_content(self.authorities)}; give the whole file"
+                f"{_AUTHORITIES}: {authorities}: expected certificates in PEM, got "
+                f"{_content(authorities)}; give the whole file"
             )
         try:
             if self.ciphers:
@@ -165,17 +184,48 @@ def has_terminal() -> bool:
         return False
 
 
-def _check_readable(option: str, path: str) -> None:
+def _state_of(option: str, path: str) -> os.stat_result:
+    """Return the state of a file or a pipe, which is one that can be read."""
     try:
-        with Path(path).open("rb"):
-            """uvicorn reads it."""
+        state = Path(path).stat()
+        if stat.S_ISCHR(state.st_mode) or stat.S_ISBLK(state.st_mode):
+            # Such as /dev/zero, which never ends.
+            raise _unreadable(option, path, "it is a device")
+        if not stat.S_ISFIFO(state.st_mode):
+            with Path(path).open("rb"):
+                """uvicorn reads it."""
+        # To open a pipe would wait for its writer, and may take what it writes.
+        elif not os.access(path, os.R_OK, effective_ids=True):
+            raise _unreadable(option, path, os.strerror(errno.EACCES))
     except (OSError, ValueError) as error:
         number = error.errno if isinstance(error, OSError) else None
         reason = os.strerror(number) if number else str(error)
-        raise SettingsError(
-            f"{option}: {path}: expected a file that can be read: {reason}; mend the path, or "
-            "let this user read it"
-        ) from error
+        raise _unreadable(option, path, reason) from error
+    return state
+
+
+def _unreadable(option: str, path: str, reason: str) -> SettingsError:
+    """Return the error of a path that gives no content, for raising."""
+    return SettingsError(
+        f"{option}: {path}: expected a file that can be read: {reason}; mend the path, or let this "
+        "user read it"
+    )
+
+
+def _no_pipe(option: str, path: str, reason: str, remedy: str) -> SettingsError:
+    """Return the error of a pipe where a file is needed, for raising."""
+    return SettingsError(
+        f"{option}: {path}: expected a file, since {reason}, got a pipe, which can be read once; "
+        f"{remedy}"
+    )
+
+
+def _no_certificate(path: str) -> SettingsError:
+    """Return the error of a file without a certificate, for raising."""
+    return SettingsError(
+        f"{_CERTIFICATE}: {path}: expected a certificate in PEM, got {_content(path)}; give the "
+        "whole file, which begins with -----BEGIN CERTIFICATE-----"
+    )
 
 
 def _has_certificates(path: str) -> bool:

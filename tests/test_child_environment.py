@@ -75,10 +75,12 @@ HARMLESS = {
     "JAVA_TOOL_OPTIONS": "-Xmx1g",
     "LS_COLORS": "*.key=00;32:*.pwd.x=00",
 }
-# Processes that are servers themselves, and answer by the keys: by file and call.
+# Processes that are servers themselves, and answer by the keys, or that have been started with an
+# environment that is held here already: by file and call.
 SERVERS = {
     ("demo/server_keeper.py", "subprocess.Popen"): "the server that the demo page starts",
     ("policy_server/commands/serve.py", "os.execv"): "this process becomes the server",
+    ("policy_server/tied_processes.py", "os.execv"): "a started process becomes its program",
 }
 # Calls that start a process, by the modules that they name.
 STARTS = re.compile(

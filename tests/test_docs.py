@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import re
@@ -16,7 +17,15 @@ import pytest
 from pydantic import BaseModel
 
 from policy_server.commands.program import Commands
-from policy_server.errors import PolicyServerError, SchemaError, SettingsError
+from policy_server.errors import (
+    NotReadyError,
+    OverloadedError,
+    PolicyServerError,
+    SchemaError,
+    SdkPendingError,
+    SessionStoreError,
+    SettingsError,
+)
 from policy_server.metrics import Metrics, MetricsExporter
 from policy_server.policy import ActionOutput
 from policy_server.schema import AgentPolicies, parse_schema, parse_schema_file
@@ -33,6 +42,7 @@ from policy_server.schema_fit import describe_signature
 from policy_server.serving import PolicyRegistry
 from policy_server.settings import ENV_PREFIX, Settings, read_settings
 from policy_server.web import create_app
+from policy_server.web.problems import describe_error
 from policy_server.web.route_table import RouteTable
 from tests.support.documents import code_blocks, names, rows, section, without_code
 from tests.support.fakes import components_of, integer_backend, registry_of, signature_of, slot_of
@@ -155,6 +165,35 @@ def test_table_of_errors_names_every_status() -> None:
 
     # The router's own, and the protocol's.
     assert documented == raised | {404, 405} | {400, 431}
+
+
+CAUSES_OF_503: dict[str, Exception] = {
+    "Overload": OverloadedError(""),
+    "not ready": NotReadyError(""),
+    "Redis": SessionStoreError(""),
+    "client library": SdkPendingError(""),
+    "short of": OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+}
+
+
+@pytest.mark.parametrize(("cause", "error"), CAUSES_OF_503.items(), ids=CAUSES_OF_503)
+def test_row_of_503_names_each_cause_with_its_wait(cause: str, error: Exception) -> None:
+    _, _, headers = describe_error(error, request_id="r")
+    [row] = [cells[1] for cells in rows(section(DOCS / "http.md", "Errors")) if cells[0] == "503"]
+
+    waits = [sentence for sentence in row.split(". ") if cause in sentence]
+
+    assert headers is not None
+    assert [re.findall(r"`retry-after: (\d+)`", wait) for wait in waits] == [
+        [headers["retry-after"]]
+    ]
+
+
+def test_each_error_that_is_503_has_its_cause_in_the_table() -> None:
+    kinds = [kind for kind in _subclasses(PolicyServerError) if kind.status == 503]
+
+    named = tuple(map(type, CAUSES_OF_503.values()))
+    assert [kind for kind in kinds if not issubclass(kind, named)] == []
 
 
 def _subclasses(kind: type[PolicyServerError]) -> Iterator[type[PolicyServerError]]:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -1008,6 +1008,62 @@ server = ServerProcess(source, backend="local", replace_served_policy=False)
 print("started", flush=True)
 time.sleep(600)
 """
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the server goes on")
+def test_server_whose_keeper_is_killed_has_ended_and_its_files_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = set(descendants(os.getpid()))
+    server = ServerProcess(EXAMPLES / "lpoc", backend="local", replace_served_policy=False)
+    [folder] = tmp_path.iterdir()
+    wait_until((folder / "server.log").exists)
+    keeper, *below = (pid for pid in descendants(os.getpid()) if pid not in before)
+
+    os.kill(keeper, signal.SIGKILL)
+
+    wait_until(lambda: not any(map(is_running, [keeper, *below])))
+    assert server.exit_code == -signal.SIGKILL
+    server.stop()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.service
+@pytest.mark.parametrize(
+    ("number", "is_ready"),
+    [
+        (signal.SIGTERM, False),
+        (signal.SIGTERM, True),
+        (signal.SIGINT, True),
+        (signal.SIGHUP, True),
+    ],
+)
+def test_server_and_its_files_go_when_all_processes_get_a_signal(
+    tmp_path: Path,
+    number: signal.Signals,
+    is_ready: bool,  # noqa: FBT001 -- a parameter
+) -> None:
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with child(sys.executable, "-c", STARTED, environment=environment) as page:
+        assert page.read_line() == "started"
+        log = next(tmp_path.glob("policy-server-*")) / "server.log"
+        page.wait_until(
+            lambda: log.exists() and ("Uvicorn running" in log.read_text() or not is_ready),
+            timeout_s=START_TIMEOUT_S,
+        )
+        below = descendants(page.process.pid)
+
+        for pid in (page.process.pid, *below):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+        try:
+            wait_until(lambda: not any(map(is_running, below)), timeout_s=100.0)
+        finally:
+            for pid in filter(is_running, below):
+                os.kill(pid, signal.SIGKILL)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.service

@@ -43,6 +43,47 @@ def test_environment_wins_over_dotenv(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.backend == "local"
 
 
+@pytest.mark.parametrize("quote", ["'", '"', ""], ids=["single", "double", "none"])
+@pytest.mark.parametrize("value", ["a${NOPE}b", "a${HOME}b", "a${HOME:-x}b", "$HOME", "${HOME}"])
+def test_value_of_the_file_is_taken_as_written(value: str, quote: str) -> None:
+    Path(".env").write_text(
+        f"HOME=elsewhere\nPOLICY_SERVER_API_KEY={quote}{value}{quote}\n"
+        f"policy_server_fluentd_host={quote}{value}{quote}\n"
+    )
+
+    settings = read_settings()
+
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == settings.fluentd_host == value
+
+
+def test_log_format_of_the_file_is_taken_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORMAT", "json")
+    Path(".env").write_text("POLICY_SERVER_LOG_FORMAT=${FORMAT}\n")
+
+    assert find_log_format() == "auto"
+    with pytest.raises(SettingsError, match=r"^POLICY_SERVER_LOG_FORMAT: .*, got '\$\{format\}'$"):
+        read_settings()
+
+
+def test_empty_value_of_the_file_means_the_default() -> None:
+    Path(".env").write_text("POLICY_SERVER_API_KEY=\nPOLICY_SERVER_NUM_REPLICAS=''\n")
+
+    settings = read_settings()
+
+    assert (settings.api_key, settings.num_replicas) == (None, 1)
+
+
+def test_environment_wins_over_dotenv_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("POLICY_SERVER_NUM_REPLICAS=many\npolicy_server_drain_s=3\n")
+    monkeypatch.setenv("policy_server_num_replicas", "2")
+    monkeypatch.setenv("Policy_Server_Drain_S", "")
+
+    settings = read_settings()
+
+    assert (settings.num_replicas, settings.drain_s) == (2, 0)
+
+
 def test_empty_variable_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(
         "POLICY_SERVER_MODEL_URI=s3://bucket/other.zip\nPOLICY_SERVER_NUM_REPLICAS=3\n"

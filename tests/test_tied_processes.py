@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from policy_server.child_environment import environment_of_child
+from policy_server.tied_processes import tied_command
 from tests.support.processes import child, command_line, descendants, is_running, run
 from tests.support.waiting import wait_until
 
@@ -52,6 +53,18 @@ def test_process_that_has_lost_the_one_that_started_it_ends_at_once() -> None:
     done = run(sys.executable, "-c", TIED, str(os.getppid()), status=-signal.SIGKILL)
 
     assert done.stdout == ""
+
+
+def test_tied_command_is_the_program_with_its_arguments_and_priority(tmp_path: Path) -> None:
+    code = "import os, sys; print(os.getppid(), os.nice(0), os.environ['MARK'], *sys.argv[1:])"
+
+    done = run(
+        *tied_command([sys.executable, "-c", code, "a b", "-c"], niceness=1),
+        folder=tmp_path,
+        environment={"MARK": "here"},
+    )
+
+    assert done.stdout == f"{os.getpid()} {os.nice(0) + 1} here a b -c\n"
 
 
 def test_generator_of_client_libraries_ends_with_the_killed_server() -> None:

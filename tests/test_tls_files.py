@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from policy_server.errors import SettingsError, UsageError
 from policy_server.tls_files import TlsFiles
 from tests.support.certificates import write_certificate
+from tests.support.permissions import read_only
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +139,126 @@ def test_files_that_fit_are_taken(options: dict[str, Any]) -> None:
 
 def test_password_that_is_missing_is_told() -> None:
     assert TlsFiles("own.pem", key="locked.key").check() is True
+
+
+# Pipes, which can be read once
+
+
+@pytest.fixture
+def pipe_of() -> Iterator[Callable[[str], str]]:
+    """Give the path of a pipe with a file's content, as a shell's `<(cat FILE)` does."""
+    with ExitStack() as open_ends:
+
+        def make(file: str) -> str:
+            reading, writing = os.pipe()
+            open_ends.callback(os.close, reading)
+            os.write(writing, Path(file).read_bytes())
+            os.close(writing)
+            return f"/dev/fd/{reading}"
+
+        yield make
+
+
+@pytest.mark.parametrize(
+    "pipes",
+    [{"key"}, {"certificate"}, {"certificate", "key"}, {"authorities"}],
+    ids=lambda pipes: " ".join(sorted(pipes)),
+)
+@pytest.mark.parametrize("key", ["own.pem", "locked.key"])
+def test_pipe_is_left_to_be_read_by_uvicorn(
+    pipes: set[str], key: str, pipe_of: Callable[[str], str]
+) -> None:
+    files = {"certificate": "own.pem", "key": key, "authorities": "other.pem"}
+    given: dict[str, Any] = {
+        name: pipe_of(file) if name in pipes else file for name, file in files.items()
+    }
+
+    lacks_password = TlsFiles(**given).check()
+
+    assert lacks_password is (pipes == {"authorities"} and key == "locked.key")
+    for name in pipes:
+        assert Path(given[name]).read_bytes() == Path(files[name]).read_bytes()
+
+
+def test_named_pipe_is_not_waited_for() -> None:
+    os.mkfifo("pipe")
+
+    assert TlsFiles("own.pem", key="pipe").check() is False
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"certificate": "text.pem", "key": "pipe"},
+            "--ssl-certfile: text.pem: expected a certificate in PEM, got none; give the whole",
+        ),
+        (
+            {"certificate": "pipe", "key": "none"},
+            "--ssl-keyfile: none: expected a file that can be read: No such file or directory; ",
+        ),
+        (
+            {"certificate": "own.pem", "key": "pipe", "authorities": "text.pem"},
+            "--ssl-ca-certs (UVICORN_SSL_CA_CERTS): text.pem: expected certificates in PEM, got ",
+        ),
+        (
+            {"certificate": "own.pem", "key": "pipe", "ciphers": "none"},
+            "--ssl-ciphers: OpenSSL has none of 'none'",
+        ),
+        (
+            {"certificate": "pipe"},
+            "--ssl-keyfile: pipe: expected a file, since it is read for --ssl-certfile too, got a "
+            "pipe, which can be read once; give each its own",
+        ),
+        (
+            {"certificate": "pipe", "key": "./pipe"},
+            "--ssl-keyfile: ./pipe: expected a file, since it is read for --ssl-certfile too, got "
+            "a pipe, which can be read once; give each its own",
+        ),
+        (
+            {"certificate": "own.pem", "key": "pipe", "authorities": "pipe"},
+            "--ssl-ca-certs (UVICORN_SSL_CA_CERTS): pipe: expected a file, since it is read for "
+            "--ssl-keyfile too, got a pipe, which can be read once; give each its own",
+        ),
+        (
+            {"certificate": "own.pem", "key": os.devnull},
+            f"--ssl-keyfile: {os.devnull}: expected a file that can be read: it is a device; mend",
+        ),
+    ],
+    ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_wrong_files_beside_a_pipe_are_refused(options: dict[str, Any], message: str) -> None:
+    os.mkfifo("pipe")
+
+    with pytest.raises(SettingsError) as caught:
+        TlsFiles(**options).check()
+
+    assert caught.value.message.startswith(message)
+
+
+def test_pipe_that_this_user_may_not_read_is_refused(tmp_path: Path) -> None:
+    os.mkfifo("pipe", mode=0o200)
+
+    with (
+        read_only(tmp_path),
+        pytest.raises(SettingsError, match="pipe: expected a file that can be read: Permission"),
+    ):
+        TlsFiles("own.pem", key="pipe").check()
+
+
+@pytest.mark.parametrize("option", ["certificate", "key", "authorities"])
+def test_pipe_that_several_processes_would_read_is_refused(option: str) -> None:
+    os.mkfifo("pipe")
+    given: dict[str, Any] = {"certificate": "own.pem", "key": "own.pem", option: "pipe"}
+    files = TlsFiles(**given)
+
+    with pytest.raises(
+        SettingsError,
+        match=r"pipe: expected a file, since each process of the server reads it, got a pipe, "
+        r"which can be read once; give a file$",
+    ):
+        files.check(is_read_again=True)
+
+
+def test_files_that_several_processes_read_are_taken() -> None:
+    assert TlsFiles("own.pem", key="own.pem").check(is_read_again=True) is False

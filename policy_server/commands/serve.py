@@ -37,7 +37,7 @@ def serve(settings: Settings, options: Mapping[str, str | int | None], *, reload
         SettingsError: if a certificate, its key or the UNIX socket can't be used.
     """
     _check(options.get("port"), options.get("workers"), reload=reload)
-    check_serving_files(options, os.environ)
+    check_serving_files(options, os.environ, reload=reload)
     if reload and not settings.home.is_dir():
         raise SettingsError(f"{settings.home}: expected the folder of the server's files")
     given = [

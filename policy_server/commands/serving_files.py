@@ -28,7 +28,10 @@ _ALONE = (None, 1, "1", "")
 
 
 def check_serving_files(
-    options: Mapping[str, str | int | None], environment: Mapping[str, str]
+    options: Mapping[str, str | int | None],
+    environment: Mapping[str, str],
+    *,
+    reload: bool = False,
 ) -> None:
     """Refuse a certificate, a key or a UNIX socket that uvicorn could not use.
 
@@ -37,6 +40,7 @@ def check_serving_files(
     Args:
         options: uvicorn's, by their names; None for those that are left out.
         environment: has those in `UVICORN_` variables that are left out.
+        reload: whether the server is started again when files change.
 
     Raises:
         UsageError: if a UNIX socket is given with a port or a host, or a key without certificate.
@@ -60,7 +64,9 @@ def check_serving_files(
         client_certificates=_number(given.get("ssl_cert_reqs"), TlsFiles.client_certificates),
     )
     workers = options.get("workers") or environment.get("WEB_CONCURRENCY")
-    if files.check() and workers not in _ALONE and not has_terminal():
+    has_workers = workers not in _ALONE
+    lacks_password = files.check(is_read_again=has_workers or reload)
+    if lacks_password and has_workers and not has_terminal():
         raise SettingsError(
             f"--ssl-keyfile: {files.key or files.certificate}: is encrypted, and there is no "
             f"terminal to ask for its password; set it in {PASSWORD_VARIABLE}"

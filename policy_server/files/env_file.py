@@ -81,12 +81,14 @@ def check_lines(text: str, prefix: str, names: Collection[str]) -> None:
 def variables_of(text: str) -> dict[str, str | None]:
     """Return the values of a file's variables by name, without the lines that can't be read.
 
+    They are as they are written: `${NAME}` is no other variable's value, since a key may hold it.
+
     Args:
         text: the file's text.
     """
     # python-dotenv prints a warning of each of the others.
     read = (item.original.string for item in parse_stream(StringIO(text)) if not item.error)
-    return dotenv_values(stream=StringIO("".join(read)))
+    return dotenv_values(stream=StringIO("".join(read)), interpolate=False)
 
 
 def _misread(binding: Binding, named: re.Pattern[str], swallowed: re.Pattern[str]) -> str | None:

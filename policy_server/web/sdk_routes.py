@@ -36,7 +36,11 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     304: {"description": "The zip of this `etag` is still the right one"},
     500: {"description": "The generator failed", "content": _PROBLEM},
     501: {"description": "The server has no generator", "content": _PROBLEM},
-    503: {"description": "Being generated; ask again after `retry-after`", "content": _PROBLEM},
+    503: {
+        "description": "Being generated, or the server's system is short of room, files or memory; "
+        "ask again after `retry-after`",
+        "content": _PROBLEM,
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -182,3 +183,30 @@ def test_unix_socket_that_is_no_killed_servers_stays(place: str) -> None:
             check_serving_files({"uds": "s"}, {})
 
         assert Path("s").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "reload"),
+    [
+        ({"workers": 2}, {}, False),
+        ({}, {"WEB_CONCURRENCY": "2"}, False),
+        ({}, {}, True),
+    ],
+    ids=["workers", "variable", "reload"],
+)
+def test_pipe_is_refused_where_several_processes_would_read_it(
+    options: dict[str, str | int],
+    environment: dict[str, str],
+    reload: bool,  # noqa: FBT001 -- a parameter
+) -> None:
+    os.mkfifo("pipe")
+    files: dict[str, str | int | None] = {"ssl_certfile": "own.pem", "ssl_keyfile": "pipe"}
+
+    with pytest.raises(SettingsError, match=r"--ssl-keyfile: pipe: expected a file, since each"):
+        check_serving_files({**files, **options}, environment, reload=reload)
+
+
+def test_pipe_that_one_process_reads_is_left_to_it() -> None:
+    os.mkfifo("pipe")
+
+    check_serving_files({"ssl_certfile": "own.pem", "ssl_keyfile": "pipe", "workers": 1}, {})

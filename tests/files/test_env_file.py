@@ -81,7 +81,7 @@ def test_variables_are_those_of_the_lines_that_can_be_read(
 ) -> None:
     text = "\n\nA=1\nOTHER: 2\n\nB='x\ny' # b\nC=${A}\nD\n"
 
-    assert variables_of(text) == {"A": "1", "B": "x\ny", "C": "1", "D": None}
+    assert variables_of(text) == {"A": "1", "B": "x\ny", "C": "${A}", "D": None}
     assert caplog.text == ""
 
 

@@ -7,10 +7,12 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -396,6 +398,38 @@ def test_wrong_key_of_tls_is_one_line(
 
     (line,) = (ended.stdout + ended.stderr).splitlines()
     assert f": --ssl-keyfile: {tmp_path / key}: {fault}" in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [UVICORN[:4], (sys.executable, "generate.py", "serve")],
+    ids=["uvicorn", "serve"],
+)
+def test_certificate_and_key_may_be_pipes(command: Sequence[str], tmp_path: Path) -> None:
+    write_certificate(tmp_path / "own.pem")
+    content = (tmp_path / "own.pem").read_bytes()
+    key = content.index(b"-----BEGIN PRIVATE KEY-----")
+    files: list[str] = []
+    with ExitStack() as open_ends:
+        for option, part in (("--ssl-certfile", content[:key]), ("--ssl-keyfile", content[key:])):
+            reading, writing = os.pipe()
+            open_ends.callback(os.close, reading)
+            os.write(writing, part)
+            os.close(writing)
+            files += [option, f"/dev/fd/{reading}"]
+        descriptors = [int(path.rpartition("/")[2]) for path in files[1::2]]
+        home = compiled_home_of("ppo_discrete", tmp_path / "home")
+
+        with started_server(
+            home, *files, environment=LOCAL, command=command, descriptors=descriptors
+        ) as server:
+            server.child.wait_until(lambda: "Uvicorn running" in server.output(), timeout_s=150.0)
+            url = server.url.replace("http:", "https:")
+            trusted = ssl.create_default_context(cafile=tmp_path / "own.pem")
+            with httpx.Client(verify=trusted, trust_env=False) as client:
+                answer = client.get(f"{url}/livez")
+
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("way", ["--uds", "--ssl", "--port"])
