@@ -447,6 +447,17 @@ class Settings(BaseSettings):
         return self.home / "schema.yaml"
 
     @property
+    def given_folder(self) -> Path:
+        """Return the folder that a person put the policy into, as messages name it.
+
+        It is `home`, unless deploy/place-policy.sh has copied a folder there that is mounted into a
+        container. The script then keeps a record in `home`, and links schema.yaml.
+        """
+        if (self.home / ".placed").is_file() and self.schema_path.is_symlink():
+            return self.schema_path.readlink().parent
+        return self.home
+
+    @property
     def zip_path(self) -> Path:
         """Return where saved_model.zip lies."""
         return self.home / "saved_model.zip"

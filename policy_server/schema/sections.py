@@ -62,8 +62,10 @@ def read_schema_text(path: Path) -> str:
         with TextIOWrapper(open_file(path), encoding="utf-8-sig") as file:
             text = file.read(_MOST_CHARACTERS + 1)
     except FileNotFoundError as error:
+        # The image links the file to that of a mounted folder, which is the one to be written.
+        missing = path.parent / path.readlink() if path.is_symlink() else path
         raise SchemaError(
-            f"{path}: not found; write one (docs/schema.md), or draft it from the model with "
+            f"{missing}: not found; write one (docs/schema.md), or draft it from the model with "
             f"`{command_for('schema')}`"
         ) from error
     except UnicodeDecodeError as error:
