@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from policy_server.errors import SchemaError
-from policy_server.files.regular import open_file
+from policy_server.files.regular import open_file, target_of
 from policy_server.installation import command_for
 from policy_server.schema.fields import (
     ActionField,
@@ -63,10 +63,9 @@ def read_schema_text(path: Path) -> str:
             text = file.read(_MOST_CHARACTERS + 1)
     except FileNotFoundError as error:
         # The image links the file to that of a mounted folder, which is the one to be written.
-        missing = path.parent / path.readlink() if path.is_symlink() else path
         raise SchemaError(
-            f"{missing}: not found; write one (docs/schema.md), or draft it from the model with "
-            f"`{command_for('schema')}`"
+            f"{target_of(path)}: not found; write one (docs/schema.md), or draft it from the model "
+            f"with `{command_for('schema')}`"
         ) from error
     except UnicodeDecodeError as error:
         raise SchemaError(f"{path}: expected text in UTF-8; save it in that encoding") from error
