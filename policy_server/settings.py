@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from policy_server.access_keys import HASH, LEAST_RATE
 from policy_server.errors import SettingsError
 from policy_server.files.env_file import check_lines, read_env_file, variables_of
+from policy_server.files.regular import target_of
 
 __all__ = [
     "ENV_PREFIX",
@@ -444,6 +445,18 @@ class Settings(BaseSettings):
     def schema_path(self) -> Path:
         """Return where schema.yaml lies."""
         return self.home / "schema.yaml"
+
+    @property
+    def given_folder(self) -> Path:
+        """Return the folder that a person put the policy into, as messages name it.
+
+        It is `home`, unless deploy/place-policy.sh has copied a folder there that is mounted into a
+        container. The script then keeps a record in `home`, and links schema.yaml.
+        """
+        with contextlib.suppress(OSError):
+            if (self.home / ".placed").is_file():
+                return target_of(self.schema_path).parent
+        return self.home
 
     @property
     def zip_path(self) -> Path:

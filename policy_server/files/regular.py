@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from collections.abc import Collection
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = [
     "read_json",
     "read_text",
     "shortage_of_system",
+    "target_of",
     "unread",
 ]
 
@@ -137,6 +139,17 @@ def is_there(path: Path) -> bool:
         check_system(error, path)
         return False
     return True
+
+
+def target_of(path: Path) -> Path:
+    """Return the path that a link names; the path itself where it is no link, or can't be told.
+
+    Args:
+        path: the link; its target need not exist.
+    """
+    with suppress(OSError):
+        return path.parent / path.readlink()
+    return path
 
 
 def open_file(path: Path) -> BufferedReader:

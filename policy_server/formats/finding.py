@@ -84,11 +84,8 @@ def prepare_model(
     """
     found = find_policy(settings, formats=formats)
     if found is None:
-        example = command_for("copy_server_files examples/mouse_and_cheese")
         raise ModelError(
-            describe_others(settings, formats=formats)
-            or f"{settings.zip_path}: not found; put your policy there, "
-            f"{expected_formats(formats)}, zipped, or try an example with `{example}`"
+            describe_others(settings, formats=formats) or _nothing_found(settings, formats)
         )
     if found.is_dir() and found != settings.zip_path:
         if found.is_relative_to(settings.models_path):
@@ -123,13 +120,15 @@ def prepare_policy(
         PolicyServerError: as `check` raises it.
     """
     if not is_there(path):
-        raise ModelError(f"{path}: not found; expected {expected_formats(formats)}, or its zip")
+        given = _as_given(path, settings)
+        raise ModelError(f"{given}: not found; expected {expected_formats(formats)}, or its zip")
     found: Path | None = path
     if path.is_dir():
         found = policy_at(path, settings, formats=formats) or find_model(path, formats=formats)
     if found is None:
         seems = _seeming_folder(path, settings, formats) or "a folder without a policy"
-        raise ModelError(f"{named_folder(path)}: is {seems}; expected {expected_formats(formats)}")
+        folder = named_folder(_as_given(path, settings))
+        raise ModelError(f"{folder}: is {seems}; expected {expected_formats(formats)}")
     if found.is_dir():
         return found
     most = settings.max_unpacked_bytes
@@ -233,18 +232,38 @@ def describe_others(settings: Settings, *, formats: Sequence[Format] = FORMATS) 
     Returns:
         The message; None where nothing in the folder seems to be a policy.
     """
-    home = settings.home
+    home, given = settings.home, named_folder(settings.given_folder)
     is_one_file = any(path.suffix.lower() in _ONE_FILE for path in _entries(home))
     if format_of_folder(home, formats) is not None and not is_one_file:
         return (
-            f"{named_folder(home)}: holds the files of a policy beside others; move them to a "
-            f"folder of their own, such as {settings.models_path}"
+            f"{given}: holds the files of a policy beside others; move them to a folder of their "
+            f"own, such as {_as_given(settings.models_path, settings)}"
         )
     seen = _seeming_policies(_entries(home), settings, formats)
     if not seen:
         return None
     found, expected = ", ".join(seen[:_SOME_FILES]), expected_formats(formats)
-    return f"{named_folder(home)}: holds no policy, but {found}; expected {expected}, zipped or not"
+    return f"{given}: holds no policy, but {found}; expected {expected}, zipped or not"
+
+
+def _nothing_found(settings: Settings, formats: Sequence[Format]) -> str:
+    """Return the message for a folder in which nothing seems to be a policy."""
+    if settings.given_folder == settings.home:
+        example = command_for("copy_server_files examples/mouse_and_cheese")
+        remedy = f"or try an example with `{example}`"
+    else:
+        remedy = "and start the server again"
+    return (
+        f"{_as_given(settings.zip_path, settings)}: not found; put your policy there, "
+        f"{expected_formats(formats)}, zipped, {remedy}"
+    )
+
+
+def _as_given(path: Path, settings: Settings) -> Path:
+    """Return a path of the server's folder as it is in the folder that a person put it into."""
+    if path.is_relative_to(settings.home):
+        return settings.given_folder / path.relative_to(settings.home)
+    return path
 
 
 def _seeming_policies(

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from policy_server.errors import SchemaError
-from policy_server.files.regular import open_file
+from policy_server.files.regular import open_file, target_of
 from policy_server.installation import command_for
 from policy_server.schema.fields import (
     ActionField,
@@ -62,9 +62,10 @@ def read_schema_text(path: Path) -> str:
         with TextIOWrapper(open_file(path), encoding="utf-8-sig") as file:
             text = file.read(_MOST_CHARACTERS + 1)
     except FileNotFoundError as error:
+        # The image links the file to that of a mounted folder, which is the one to be written.
         raise SchemaError(
-            f"{path}: not found; write one (docs/schema.md), or draft it from the model with "
-            f"`{command_for('schema')}`"
+            f"{target_of(path)}: not found; write one (docs/schema.md), or draft it from the model "
+            f"with `{command_for('schema')}`"
         ) from error
     except UnicodeDecodeError as error:
         raise SchemaError(f"{path}: expected text in UTF-8; save it in that encoding") from error

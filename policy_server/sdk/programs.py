@@ -259,8 +259,7 @@ using PolicyClient.Model;
 
 var configuration = new Configuration
 {
-    BasePath = Environment.GetEnvironmentVariable("POLICY_SERVER_URL") ?? "%url%",
-    Timeout = TimeSpan.FromSeconds(10)
+    BasePath = Environment.GetEnvironmentVariable("POLICY_SERVER_URL") ?? "%url%"
 };
 configuration.ApiKey["access-token"] = Environment.GetEnvironmentVariable("POLICY_SERVER_API_KEY");
 using var http = new HttpClient(new Retrying());
@@ -278,11 +277,13 @@ class Retrying : DelegatingHandler
     {
         for (var attempt = 1; ; attempt++)
         {
+            using var time = CancellationTokenSource.CreateLinkedTokenSource(cancellation);
+            time.CancelAfter(TimeSpan.FromSeconds(10));
             try
             {
-                return await base.SendAsync(request, cancellation);
+                return await base.SendAsync(request, time.Token);
             }
-            catch (HttpRequestException) when (attempt < 3)
+            catch (Exception) when (attempt < 3 && !cancellation.IsCancellationRequested)
             {
                 await Task.Delay(attempt * 100, cancellation);
             }
@@ -312,8 +313,10 @@ _GO = Program(
 package main
 
 import (
+\t"bytes"
 \t"context"
 \t"fmt"
+\t"io"
 \t"net/http"
 \t"os"
 \t"time"
@@ -325,16 +328,29 @@ type retrying struct{}
 
 func (retrying) RoundTrip(request *http.Request) (*http.Response, error) {
 \tfor attempt := 1; ; attempt++ {
-\t\tagain := request.Clone(request.Context())
-\t\tif request.GetBody != nil {
-\t\t\tagain.Body, _ = request.GetBody()
-\t\t}
-\t\tanswer, err := http.DefaultTransport.RoundTrip(again)
+\t\tanswer, err := ask(request)
 \t\tif err == nil || attempt == 3 || request.Context().Err() != nil {
 \t\t\treturn answer, err
 \t\t}
 \t\ttime.Sleep(time.Duration(attempt) * 100 * time.Millisecond)
 \t}
+}
+
+func ask(request *http.Request) (*http.Response, error) {
+\tctx, cancel := context.WithTimeout(request.Context(), 10*time.Second)
+\tdefer cancel()
+\tagain := request.Clone(ctx)
+\tif request.GetBody != nil {
+\t\tagain.Body, _ = request.GetBody()
+\t}
+\tanswer, err := http.DefaultTransport.RoundTrip(again)
+\tif err != nil {
+\t\treturn nil, err
+\t}
+\tdefer answer.Body.Close()
+\tbody, err := io.ReadAll(answer.Body)
+\tanswer.Body = io.NopCloser(bytes.NewReader(body))
+\treturn answer, err
 }
 
 func check(err error) {
@@ -349,7 +365,7 @@ func main() {
 \tif url, found := os.LookupEnv("POLICY_SERVER_URL"); found {
 \t\tconfiguration.Servers[0].URL = url
 \t}
-\tconfiguration.HTTPClient = &http.Client{Transport: retrying{}, Timeout: 10 * time.Second}
+\tconfiguration.HTTPClient = &http.Client{Transport: retrying{}}
 \tconfiguration.AddDefaultHeader("access-token", os.Getenv("POLICY_SERVER_API_KEY"))
 \tclient := policyclient.NewAPIClient(configuration)
 \tctx := context.Background()
@@ -393,7 +409,7 @@ import okhttp3.OkHttpClient
 fun main() {
     ApiClient.apiKey["access-token"] = System.getenv("POLICY_SERVER_API_KEY")
     val http = OkHttpClient.Builder()
-        .callTimeout(Duration.ofSeconds(10))
+        .readTimeout(Duration.ofSeconds(10))
         .retryOnConnectionFailure(true)
         .build()
     val url = System.getenv("POLICY_SERVER_URL") ?: "%url%"

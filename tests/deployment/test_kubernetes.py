@@ -495,6 +495,11 @@ def test_server_that_fetches_its_policy_needs_no_copy() -> None:
             id="admin-of-two-by-a-variable",
         ),
         pytest.param(
+            {"replicaCount": 2, "env": [{"name": "policy_server_admin_key", "value": "a"}]},
+            "one pod only",
+            id="admin-of-two-by-a-variable-in-lower-case",
+        ),
+        pytest.param(
             {"autoscaling": {"enabled": True}, "settings": {"ADMIN_KEY": "a"}},
             "one pod only",
             id="admin-of-many",
@@ -574,12 +579,90 @@ def test_server_that_fetches_its_policy_needs_no_copy() -> None:
             "expected more than 60.5",
             id="short-grace-of-texts",
         ),
+        pytest.param(
+            {"settings": {"REQUEST_TIMEOUT_S": 9_000_000_000_000}},
+            "expected more than 9000000000005: .* and 9000000000000 s of settings",
+            id="short-grace-of-no-end",
+        ),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(
     values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(helm_python.HelmError, match=message):
+        render(values)
+
+
+SHOWN: dict[str, dict[str, Any]] = {
+    "ingress": {"ingress": {"enabled": True}},
+    "balancer": {"service": {"type": "LoadBalancer"}},
+    "node": {"service": {"type": "NodePort"}},
+}
+
+
+def public_keys() -> list[str]:
+    """Return the keys that stand in this repository, as docker-compose's guard has them."""
+    [words] = re.findall(
+        r"is_public\(\) \{\n +case \$1 in\n +(.*)\) return 0",
+        (ROOT / "deploy/compose/guard.sh").read_text(),
+    )
+    return [word.strip("'") for word in words.split("|")]
+
+
+def ways_to_give(key: str) -> dict[str, dict[str, Any]]:
+    """Return the values that give a key in clear, by the place that a refusal names."""
+    own = {"apiKey": {"value": "own"}}
+    return {
+        "apiKey.value": {"apiKey": {"value": key}},
+        "env POLICY_SERVER_API_KEY": {"env": [{"name": "POLICY_SERVER_API_KEY", "value": key}]},
+        # The server takes names of its variables in any case.
+        "env policy_server_api_key": {"env": [{"name": "policy_server_api_key", "value": key}]},
+        **{f"settings.{name}": {**own, "settings": {name: key}} for name in KEYS},
+        **{
+            f"env POLICY_SERVER_{name}": {
+                **own,
+                "env": [{"name": f"POLICY_SERVER_{name}", "value": key}],
+            }
+            for name in KEYS
+        },
+    }
+
+
+@pytest.mark.parametrize("policy", [{}, {"policy": {"configMap": "a"}}], ids=["example", "own"])
+@pytest.mark.parametrize("shown", SHOWN.values(), ids=SHOWN.keys())
+@pytest.mark.parametrize("place", ways_to_give("").keys())
+def test_public_key_is_refused_where_others_are_let_in(
+    place: str, shown: dict[str, Any], policy: dict[str, Any]
+) -> None:
+    for key in public_keys():
+        values = {**shown, **policy, **ways_to_give(key)[place]}
+        with pytest.raises(helm_python.HelmError, match=f"{place}: .*give a key of your own"):
+            render(values)
+
+
+@pytest.mark.parametrize("place", ways_to_give("").keys())
+def test_own_key_is_taken_where_others_are_let_in_and_any_where_not(place: str) -> None:
+    assert render({**SHOWN["ingress"], **ways_to_give("own 1234567asdfgh")[place]})
+    assert render(ways_to_give("1234567asdfgh")[place])
+
+
+@pytest.mark.parametrize(
+    ("env", "is_taken"),
+    [
+        pytest.param({"value": ""}, False, id="empty"),
+        pytest.param({}, False, id="none"),
+        pytest.param({"valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}, True, id="secret"),
+    ],
+)
+def test_examples_key_counts_where_a_variable_gives_none(
+    env: dict[str, Any], *, is_taken: bool
+) -> None:
+    values = {**SHOWN["ingress"], "env": [{"name": "POLICY_SERVER_API_KEY", **env}]}
+
+    if is_taken:
+        assert render(values)
+        return
+    with pytest.raises(helm_python.HelmError, match="give a key of your own"):
         render(values)
 
 
@@ -601,6 +684,46 @@ def test_start_may_take_as_long_as_the_settings_say(
         Settings.model_fields[name].default for name in ("start_timeout_s", "download_timeout_s")
     )
     assert settings or sum(defaults) == expected_s
+
+
+NO_END = "9000000000000"
+INT32_MAX = 2**31 - 1
+
+
+@pytest.mark.parametrize("name", ["START_TIMEOUT_S", "DOWNLOAD_TIMEOUT_S"])
+@pytest.mark.parametrize("given", [NO_END, int(NO_END), 4294967296])
+def test_start_without_an_end_has_as_many_probes_as_kubernetes_takes(
+    name: str, given: object
+) -> None:
+    manifests = render({"settings": {name: given}})
+
+    probe = pod_of(manifests)["containers"][0]["startupProbe"]
+    assert probe["failureThreshold"] == INT32_MAX
+    assert variables_of(pod_of(manifests))[f"POLICY_SERVER_{name}"]["value"] == str(given)
+
+
+def test_large_numbers_are_whole_numbers_in_the_manifests() -> None:
+    """Helm has numbers of values as floats, and writes them as 1e+06 from a million on."""
+    manifests = render(
+        {
+            "replicaCount": 1_000_000,
+            "podDisruptionBudget": {"enabled": True, "maxUnavailable": 2_000_000},
+            "terminationGracePeriodSeconds": 9_000_000_000_100,
+            "settings": {"REQUEST_TIMEOUT_S": NO_END},
+        }
+    )
+    scaled = render(
+        {"autoscaling": {"enabled": True, "minReplicas": 1_000_000, "maxReplicas": 3_000_000}}
+    )
+
+    deployment = manifests["Deployment/mouse-policy-server"]["spec"]
+    scaler = scaled["HorizontalPodAutoscaler/mouse-policy-server"]["spec"]
+    assert deployment["replicas"] == 1_000_000
+    assert pod_of(manifests)["terminationGracePeriodSeconds"] == 9_000_000_000_100
+    budget = manifests["PodDisruptionBudget/mouse-policy-server"]["spec"]
+    assert budget["maxUnavailable"] == 2_000_000
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (1_000_000, 3_000_000)
+    validate([*manifests.values(), *scaled.values()])
 
 
 @pytest.mark.parametrize("is_kept", [False, True], ids=["lost", "kept"])

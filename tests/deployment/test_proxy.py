@@ -222,7 +222,9 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     body = {"path": scope["path"], "headers": headers, "client": scope["client"][0]}
     seen = json.dumps(body | {"scheme": scope["scheme"]})
     if scope["type"] == "http":
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        # As the server gives a state token back, which the proxy has to let pass on both ways.
+        tokens = [pair for pair in scope["headers"] if pair[0] == b"x-state"]
+        await send({"type": "http.response.start", "status": 200, "headers": tokens})
         await send({"type": "http.response.body", "body": seen.encode()})
         return
     await receive()
@@ -255,6 +257,21 @@ def test_proxy_strips_the_prefix_and_says_who_asked(echo_through_nginx: str) -> 
     assert seen["headers"]["x-request-id"] == "abc"
     # uvicorn believes the proxy, which runs on this machine.
     assert seen["client"] == "203.0.113.9"
+
+
+def test_state_tokens_up_to_the_documented_limit_pass_the_proxy_both_ways(
+    echo_through_nginx: str,
+) -> None:
+    [kilobytes] = re.findall(r"nginx\nto (\d+) KB", (ROOT / "docs/memory.md").read_text())
+    token = "a" * (int(kilobytes) * 1024 - 64)
+
+    answer, refused = (
+        asking.get(f"{echo_through_nginx}{PREFIX}/predict", headers={"x-state": text})
+        for text in (token, token + "a" * 128)
+    )
+
+    assert (answer.status_code, answer.headers.get("x-state")) == (200, token), answer.text
+    assert (refused.status_code, "x-state" in refused.headers) == (400, False)
 
 
 def test_web_sockets_pass_the_proxy(echo_through_nginx: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from policy_server.engine.cache import OUTCOME_FILE, read_outcome
 from policy_server.errors import ModelError, SchemaError
 from policy_server.files.archives import ArchiveLimits, open_archive
-from policy_server.files.regular import open_file, read_json, read_text
+from policy_server.files.regular import open_file, read_json, read_text, target_of
 from policy_server.formats.model_files import digest_of_path, read_mark
 from policy_server.formats.recognition import describe_file
 from policy_server.remote_files import RECORD_FILE, is_copy_of
@@ -20,6 +20,16 @@ from policy_server.remote_files.uris import parse_uri
 from policy_server.schema.sections import read_schema_text
 from policy_server.schema.shipped import find_example_of
 from policy_server.settings import Settings
+
+
+@pytest.mark.parametrize("target", ["/nowhere/schema.yaml", "../schema.yaml"])
+def test_link_names_its_target_and_another_path_itself(tmp_path: Path, target: str) -> None:
+    (tmp_path / "link").symlink_to(target)
+    (tmp_path / "file").touch()
+
+    assert target_of(tmp_path / "link") == tmp_path / target
+    assert target_of(tmp_path / "file") == tmp_path / "file"
+    assert target_of(tmp_path / "nothing") == tmp_path / "nothing"
 
 
 def pipe(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -108,6 +109,43 @@ def test_prepare_without_any_policy_says_what_to_do(tmp_path: Path, *, has_folde
         "zipped, or try an example with "
         "`python generate.py copy_server_files examples/mouse_and_cheese`"
     )
+
+
+@pytest.fixture
+def placed(tmp_path: Path) -> Settings:
+    """Return the settings of a folder in which deploy/place-policy.sh has put a mounted one."""
+    home = folder_of(tmp_path / "home", ".placed")
+    (home / "schema.yaml").symlink_to("/srv/given/schema.yaml")
+    return Settings(home=home)
+
+
+def test_prepare_names_the_mounted_folder_that_has_no_policy(placed: Settings) -> None:
+    with pytest.raises(ModelError) as caught:
+        prepare_model(placed)
+
+    assert caught.value.message == (
+        f"/srv/given/saved_model.zip: not found; put your policy there, {expected_formats()}, "
+        "zipped, and start the server again"
+    )
+
+
+def test_prepare_names_the_mounted_folder_of_a_named_policy(placed: Settings) -> None:
+    with pytest.raises(ModelError, match=r"^/srv/given/doors/a\.zip: not found; expected "):
+        prepare_policy(placed.home / "doors/a.zip", placed.home / "models/a", placed)
+
+
+def test_prepare_names_the_mounted_folder_that_holds_no_policy(placed: Settings) -> None:
+    (placed.home / "page.zip").write_text("<html>")
+
+    with pytest.raises(ModelError, match=r"^/srv/given: holds no policy, but page\.zip"):
+        prepare_model(placed)
+
+
+def test_link_of_ones_own_is_no_mounted_folder(placed: Settings) -> None:
+    (placed.home / ".placed").unlink()
+
+    with pytest.raises(ModelError, match=re.escape(f"{placed.home}/saved_model.zip: not found")):
+        prepare_model(placed)
 
 
 def test_two_unzipped_policies_are_refused(tmp_path: Path) -> None:

@@ -571,6 +571,13 @@ def test_missing_file_is_one_line_with_the_remedy(tmp_path: Path) -> None:
     )
 
 
+def test_file_that_a_link_leads_to_is_the_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "schema.yaml").symlink_to("/srv/given/schema.yaml")
+
+    with pytest.raises(SchemaError, match=r"^/srv/given/schema\.yaml: not found; write one"):
+        read_schema(tmp_path / "schema.yaml")
+
+
 def test_folder_in_place_of_the_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match=r"can't be read: Is a directory$"):
         read_schema(tmp_path)

@@ -72,9 +72,9 @@ TIMEOUTS = {
     "scala": "readTimeout(10.seconds)",
     "r": "timeout = 10",
     "typescript": "AbortSignal.timeout(10_000)",
-    "csharp": "Timeout = TimeSpan.FromSeconds(10)",
-    "go": "Timeout: 10 * time.Second",
-    "kotlin": "callTimeout(Duration.ofSeconds(10))",
+    "csharp": "CancelAfter(TimeSpan.FromSeconds(10))",
+    "go": "WithTimeout(request.Context(), 10*time.Second)",
+    "kotlin": "readTimeout(Duration.ofSeconds(10))",
 }
 RETRIES = {
     "python": "retries=urllib3.Retry(",
@@ -344,6 +344,16 @@ async def test_sdk_has_an_example_with_the_policys_own_observation(name: Languag
     assert document["info"]["version"].encode() in text
     assert b"GIT_USER_ID" not in text
     assert not any("git_push" in path.name for path in files)
+
+
+@pytest.mark.timeout(300)
+async def test_go_takes_answers_with_fields_that_a_later_server_adds() -> None:
+    files = await generated("go")
+
+    [model] = [text for path, text in files.items() if path.name == "model_prediction.go"]
+    assert b"decoder.Decode(&varPrediction)" in model
+    strict = [path for path, text in files.items() if b"decoder.DisallowUnknownFields()" in text]
+    assert strict == []
 
 
 @pytest.fixture(scope="module")

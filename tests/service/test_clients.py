@@ -380,6 +380,16 @@ def test_go_sdk_is_compiled_and_gets_an_action(
     served.run(go, "mod", "edit", *required, folder=tmp_path, **offline)
 
     served.run_example(go, "run", "example.go", folder=tmp_path, **offline)
+    if served.proxy is None:
+        text, changed = re.subn(r"10 ?\* ?time", "4*time", (tmp_path / "example.go").read_text())
+        assert changed == 1
+        (tmp_path / "example.go").write_text(text)
+        url = httpx.URL(served.url)
+        # Two attempts take longer than the time of one.
+        with losing_proxy(url, times=2, after_s=2.5) as proxy:
+            slow = {**offline, "POLICY_SERVER_URL": proxy.url}
+            served.run_example(go, "run", "example.go", folder=tmp_path, **slow)
+        assert len(proxy.lost) == 2
     served.run_sessions(go, "run", PROGRAMS / "sessions.go", folder=tmp_path, **offline)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from threading import Event
 
 import httpx
 
@@ -31,18 +33,23 @@ class LosingProxy:
 
 
 @contextmanager
-def losing_proxy(url: httpx.URL) -> Iterator[LosingProxy]:
-    """Serve what another server answers, and lose the first answer to each step of a session.
+def losing_proxy(url: httpx.URL, *, times: int = 1, after_s: float = 0.0) -> Iterator[LosingProxy]:
+    """Serve what another server answers, and lose the first answers to each prediction.
 
-    The connection is closed before the answer begins. A step is known by its address and `x-step`.
+    The connection is closed before the answer begins. A prediction is known by its address and, in
+    a session, by its `x-step`. The answers that arrive have a field more than the server gave them,
+    as those of a later version may.
 
     Args:
         url: the server's address, without a path.
+        times: how many answers to each prediction are lost.
+        after_s: how long a client waits before its connection is closed.
 
     Yields:
         The proxy.
     """
     lost: list[tuple[str, str | None]] = []
+    ended = Event()
 
     class Losing(Handler):
         protocol_version = "HTTP/1.1"
@@ -54,20 +61,30 @@ def losing_proxy(url: httpx.URL) -> Iterator[LosingProxy]:
             }
             found = client.request(self.command, self.path, content=body, headers=headers)
             step = (self.path, self.headers["x-step"])
-            if "/sessions/" in self.path and "predict" in self.path and step not in lost:
+            if "predict" in self.path and lost.count(step) < times:
                 lost.append(step)
+                ended.wait(after_s)
                 self.close_connection = True
                 return
+            content = _with_a_field_more(found)
             self.send_response(found.status_code)
             for name, value in found.headers.items():
                 if name not in _HOP:
                     self.send_header(name, value)
             if found.status_code != HTTPStatus.NO_CONTENT:
-                self.send_header("content-length", str(len(found.content)))
+                self.send_header("content-length", str(len(content)))
             self.end_headers()
-            self.wfile.write(found.content)
+            self.wfile.write(content)
 
         do_DELETE = do_GET = do_POST = answer  # noqa: N815 -- http.server's own names
 
     with asking.client(base_url=url, timeout=30) as client, answered_by(Losing) as address:
         yield LosingProxy(address, lost)
+        ended.set()
+
+
+def _with_a_field_more(answer: httpx.Response) -> bytes:
+    """Return an answer's body, with a field that no client library knows."""
+    if not answer.content or answer.headers.get("content-type") != "application/json":
+        return answer.content
+    return json.dumps({**answer.json(), "new_field": {"a": [1]}}).encode()

@@ -77,7 +77,7 @@ capabilities:
 {{- if eq (include "policy-server.metricsPort" .) "8081" }}8082{{ else }}8081{{ end -}}
 {{- end -}}
 
-{{/* A setting as the server reads it. YAML's numbers come as floats, which Helm writes as 1e+06 from a
+{{/* A value as the server and Kubernetes read it. YAML's numbers come as floats, which Helm writes as 1e+06 from a
 million on. */}}
 {{- define "policy-server.text" -}}
 {{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . | toString }}{{ end -}}
@@ -125,7 +125,7 @@ name: {{ first $place | quote }}
 key: {{ last $place | quote }}
 {{- else -}}
 {{- range .Values.env -}}
-{{- if eq (.name | default "") "POLICY_SERVER_METRICS_KEY" -}}
+{{- if eq (.name | default "" | upper) "POLICY_SERVER_METRICS_KEY" -}}
 {{- fail "serviceMonitor.keySecret: the server asks for POLICY_SERVER_METRICS_KEY of env; name a Secret that has it under metrics-key" -}}
 {{- end -}}
 {{- end -}}
@@ -145,33 +145,66 @@ key: {{ last $place | quote }}
 {{- end -}}
 
 {{/* How many probes, one in two seconds, a start may fail: it may fetch the policy and load it, each for
-as long as its setting says. */}}
+as long as its setting says. Kubernetes takes no more than 32 bits hold, some 136 years. */}}
 {{- define "policy-server.startupFailures" -}}
 {{- $load := .Values.settings.START_TIMEOUT_S | default 300 | float64 -}}
 {{- $fetch := .Values.settings.DOWNLOAD_TIMEOUT_S | default 600 | float64 -}}
-{{- divf (addf $load $fetch) 2 | ceil | int -}}
+{{- divf (addf $load $fetch) 2 | ceil | minf 2147483647 | int64 -}}
 {{- end -}}
 
 {{/* Whether versions can be deployed, by a key that the chart knows of; empty where not. */}}
 {{- define "policy-server.isAdmin" -}}
 {{- if hasKey (include "policy-server.keys" . | fromYaml) "ADMIN_KEY" }}true{{ end -}}
 {{- range .Values.env -}}
-{{- if eq (.name | default "") "POLICY_SERVER_ADMIN_KEY" }}true{{ end -}}
+{{- if eq (.name | default "" | upper) "POLICY_SERVER_ADMIN_KEY" }}true{{ end -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Refuses to show the image's example, whose key everybody knows, beyond the cluster. */}}
+{{/* Keys that stand in this project's repository, so that everybody can read them: those of
+deploy/compose/guard.sh. */}}
+{{- define "policy-server.publicKeys" -}}
+[1234567asdfgh, admin, policy_server, a long random text]
+{{- end -}}
+
+{{/* The keys that the values have in clear, wherever they are given: pairs of the place and the key. */}}
+{{- define "policy-server.writtenKeys" -}}
+{{- $names := include "policy-server.keyNames" . | fromYaml -}}
+{{- with .Values.apiKey.value }}
+- [apiKey.value, {{ . | quote }}]
+{{- end }}
+{{- range $name := keys $names | sortAlpha }}
+{{- with index $.Values.settings $name }}
+- [settings.{{ $name }}, {{ include "policy-server.text" . | quote }}]
+{{- end }}
+{{- end }}
+{{- range .Values.env }}
+{{- /* The server takes the names of its variables in any case. */}}
+{{- $name := .name | default "" | upper | trimPrefix "POLICY_SERVER_" }}
+{{- if and .value (or (eq $name "API_KEY") (hasKey $names $name)) }}
+- [env {{ .name }}, {{ .value | toString | quote }}]
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Refuses public keys, and to show the image's example by its own key, beyond the cluster. */}}
 {{- define "policy-server.exposure" -}}
+{{- if or .Values.ingress.enabled (ne .Values.service.type "ClusterIP") -}}
+{{- $shown := "ingress.enabled and service.type LoadBalancer or NodePort let others in" -}}
+{{- $public := include "policy-server.publicKeys" . | fromYamlArray -}}
+{{- range include "policy-server.writtenKeys" . | fromYamlArray -}}
+{{- if has (last .) $public -}}
+{{- fail (printf "%s: %s, and this key stands in the project's repository, where everybody can read it; give a key of your own" (first .) $shown) -}}
+{{- end -}}
+{{- end -}}
 {{- $policy := .Values.policy -}}
 {{- $isExample := not (or $policy.schemaUri $policy.existingClaim $policy.configMap) -}}
 {{- $hasKey := or .Values.apiKey.value .Values.apiKey.existingSecret -}}
 {{- range .Values.env -}}
-{{- if eq (.name | default "") "POLICY_SERVER_API_KEY" }}{{ $hasKey = true }}{{ end -}}
+{{- if and (eq (.name | default "" | upper) "POLICY_SERVER_API_KEY") (or .value .valueFrom) }}{{ $hasKey = true }}{{ end -}}
 {{- end -}}
-{{- if eq .Values.apiKey.value "1234567asdfgh" }}{{ $hasKey = false }}{{ end -}}
-{{- $isShown := or .Values.ingress.enabled (ne .Values.service.type "ClusterIP") -}}
-{{- if and $isShown (not $hasKey) (or $isExample .Values.apiKey.value) -}}
-{{- fail "apiKey: ingress.enabled and service.type LoadBalancer or NodePort let others in, and the examples' key is known to everybody; give a key of your own" -}}
+{{- if and $isExample (not $hasKey) -}}
+{{- fail (printf "apiKey: %s, and the examples' key is known to everybody; give a key of your own" $shown) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -225,6 +258,6 @@ as long as its setting says. */}}
 {{- $timeout := float64 (.Values.settings.REQUEST_TIMEOUT_S | default 30) -}}
 {{- $needed := addf 5 $drain $timeout -}}
 {{- if le (float64 .Values.terminationGracePeriodSeconds) $needed -}}
-{{- fail (printf "terminationGracePeriodSeconds: is %d; expected more than %v: 5 s until the proxies know, %v s of settings.DRAIN_S and %v s of settings.REQUEST_TIMEOUT_S" (int .Values.terminationGracePeriodSeconds) $needed $drain $timeout) -}}
+{{- fail (printf "terminationGracePeriodSeconds: is %d; expected more than %s: 5 s until the proxies know, %s s of settings.DRAIN_S and %s s of settings.REQUEST_TIMEOUT_S" (int .Values.terminationGracePeriodSeconds) (include "policy-server.text" $needed) (include "policy-server.text" $drain) (include "policy-server.text" $timeout)) -}}
 {{- end -}}
 {{- end -}}
