@@ -39,7 +39,7 @@ from tests.support.fakes import summing_backend
 from tests.support.folders import ROOT
 from tests.support.sdks import URL as SERVER
 from tests.support.sdks import generated, names_document
-from tests.support.waiting import turns
+from tests.support.waiting import turns, until
 from tests.support.web import document_of, serve
 
 URL = "http://localhost:8000"
@@ -572,6 +572,7 @@ async def test_closing_ends_what_is_being_generated(tmp_path: Path) -> None:
     async with aclosing(SdkStore(tmp_path, generate=fake)) as store:
         with pytest.raises(SdkPendingError):
             await store.fetch(sdk(BUNDLE), wait_s=0.05)
+        await until(lambda: fake.calls)
 
     fake.gate.set()
     await turns()
