@@ -11,6 +11,7 @@ from typing import Literal
 from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError, SchemaError
 from policy_server.files.archives import is_zip
+from policy_server.files.atomic import remove_left_files
 from policy_server.files.replacement import (
     as_model_errors,
     incoming_folder,
@@ -67,6 +68,7 @@ def bring_files(settings: Settings, *, check: PairCheck) -> None:
         SchemaError: if the fetched schema.yaml is wrong.
         PolicyServerError: as `check` raises it.
     """
+    remove_left_files(settings.home)
     with as_model_errors(settings.home):
         restore_interrupted(settings.home)
     if settings.model_uri is None and settings.schema_uri is None:

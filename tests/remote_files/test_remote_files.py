@@ -830,6 +830,16 @@ def test_addresses_do_not_show_in_the_settings_text() -> None:
     assert "hush" not in repr(Settings(model_uri=SecretStr("https://h/p?hush")))
 
 
+def test_start_removes_the_new_file_of_one_that_was_killed_while_it_wrote(tmp_path: Path) -> None:
+    left = tmp_path / ".unfinished-0123456789abcdef"
+    left.touch()
+    os.utime(left, (1e9, 1e9))
+
+    bring_files(Settings(home=tmp_path), check=pass_any)
+
+    assert not left.exists()
+
+
 def test_without_addresses_nothing_is_made(tmp_path: Path) -> None:
     bring_files(Settings(home=tmp_path / "home"), check=pass_any)
 
