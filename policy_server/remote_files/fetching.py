@@ -33,6 +33,7 @@ from policy_server.remote_files.fetched_files import (
     RECORD_FILE,
     FetchedCopy,
     FetchedFile,
+    etag_to_keep,
     pinned_file,
     read_record,
     write_record,
@@ -181,7 +182,9 @@ class _Fetcher:
         if uri.scheme == "file":
             limit_permissions(new, Path(uri.address))
         digest = digest_of_file(new)
-        self._new[path.name] = FetchedCopy(uri.identity, got.sha256, digest, got.size, got.etag)
+        self._new[path.name] = FetchedCopy(
+            uri.identity, got.sha256, digest, got.size, etag_to_keep(got.etag)
+        )
         is_there = path.is_file() and digest_of_file(path) == digest
         state: Literal["fetched", "unchanged"] = "unchanged" if is_there else "fetched"
         return FetchedFile(path, uri.public, got.size, got.sha256, state)

@@ -809,6 +809,52 @@ def test_damaged_record_is_no_error(web: WebServer, settings: Settings) -> None:
     assert [headers.get("if-none-match") for _, headers in web.asked] == [None] * 5
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("etag", value) for value in (5, True, ["a"], {"a": 1}, "a\nb", "中", " a", "a\0")),
+        *(("identity", value) for value in (None, 5, ["a"])),
+        *(("sha256", value) for value in (None, 5, "", "0" * 63, "g" * 64, ["a"])),
+        *(("file_sha256", value) for value in (None, 5, ["a"])),
+        *(("size", value) for value in (None, "5", -1, 1.5, True, [5])),
+    ],
+)
+def test_record_with_a_damaged_field_is_as_none(
+    web: WebServer, settings: Settings, field: str, value: object
+) -> None:
+    address = web.answer("/m", Reply(NEW, headers={"ETag": '"1"'}))
+    fetch(settings, address)
+    path = settings.home / ".fetched.json"
+    good = path.read_text()
+    record = json.loads(good)
+    record["saved_model.zip"][field] = value
+    path.write_text(json.dumps(record))
+
+    assert fetch(settings, address) == ["unchanged"]
+
+    assert [headers.get("if-none-match") for _, headers in web.asked] == [None, None]
+    assert path.read_text() == good
+
+
+@pytest.mark.parametrize("etag", ['W/"1"', "é", "a b", "", "a\tb"])
+def test_any_etag_that_can_be_sent_is(web: WebServer, settings: Settings, etag: str) -> None:
+    address = web.answer("/m", Reply(NEW, headers={"ETag": etag}))
+
+    fetch(settings, address)
+    fetch(settings, address)
+
+    assert [headers.get("if-none-match") for _, headers in web.asked] == [None, etag or None]
+
+
+def test_etag_that_cant_be_sent_back_is_not_kept(web: WebServer, settings: Settings) -> None:
+    address = web.answer("/m", Reply(NEW, headers={"ETag": "a\x01b"}))
+
+    fetch(settings, address)
+    fetch(settings, address)
+
+    assert [headers.get("if-none-match") for _, headers in web.asked] == [None, None]
+
+
 def test_only_one_of_two_may_come_from_afar(web: WebServer, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", model_uri=SecretStr(web.answer("/m", Reply(NEW))))
     before = put_old(settings)
