@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from policy_server.errors import ModelError
-from policy_server.files.regular import check_system, open_file, read_json, read_text
+from policy_server.files.regular import check_system, is_there, open_file, read_json, read_text
 
 __all__ = [
     "BESIDE_MARK",
@@ -46,6 +47,7 @@ FILES_MARK = ".files-sha256.json"
 # A folder with more is not looked through: it is a data set, or somebody's home.
 _MOST_FILES = 10_000
 _VERSION_DIGITS = 12
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _Found = TypeVar("_Found")
 
 
@@ -164,7 +166,7 @@ def identify_model(folder: Path) -> Model:
             f"{named_folder(folder)}: {found}; put the zip or file that the policy was unpacked "
             f"from back, or remove {folder / SOURCE_MARK} to serve the files as they are"
         )
-    is_of_one_file = read_mark(folder / BESIDE_MARK) is None
+    is_of_one_file = not is_there(folder / BESIDE_MARK)
     return Model(folder, _digest_of(digests), source if is_of_one_file else None)
 
 
@@ -227,7 +229,8 @@ def _read_listing(folder: Path) -> dict[str, str] | None:
         return None
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}") from error
-    return listing if isinstance(listing, dict) else None
+    is_sound = isinstance(listing, dict) and all(isinstance(item, str) for item in listing.values())
+    return listing if is_sound else None
 
 
 def digest_of_files(files: Mapping[str, Path]) -> str:
@@ -322,7 +325,7 @@ def named_folder(folder: Path) -> str:
 
 
 def read_mark(path: Path) -> str | None:
-    """Return the digest that a mark states; None where there is no mark.
+    """Return the digest that a mark states; None where there is no mark, or it states none.
 
     Args:
         path: the mark, one of the hidden files of an unpacked model.
@@ -331,8 +334,9 @@ def read_mark(path: Path) -> str | None:
         ModelError: if there is one that can't be read: what it stands for may not be left out.
     """
     try:
-        return read_text(path)
+        text = read_text(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}") from error
+    return text if _DIGEST.fullmatch(text) else None

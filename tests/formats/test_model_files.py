@@ -75,7 +75,9 @@ def test_unpacked_files_that_differ_are_never_named_by_the_zip_that_is_gone(tmp_
 
 
 @pytest.mark.parametrize(
-    "listing", [None, b"", b"[1]", b'"a"', b"\xff"], ids=["none", "empty", "list", "text", "bytes"]
+    "listing",
+    [None, b"", b"[1]", b'"a"', b"\xff", b'{"saved_model.pb": 5}', b'{"saved_model.pb": [1]}'],
+    ids=["none", "empty", "list", "text", "bytes", "number", "nested"],
 )
 def test_unpacked_files_without_a_listing_are_named_by_their_zip(
     tmp_path: Path, listing: bytes | None
@@ -87,6 +89,28 @@ def test_unpacked_files_without_a_listing_are_named_by_their_zip(
     mark.unlink() if listing is None else mark.write_bytes(listing)
 
     assert identify_model(folder).version == hashlib.sha256(zipped.read_bytes()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("text", ["", "evil\nname", "0" * 63, "A" * 64, "0" * 64 + "\n"])
+def test_mark_that_states_no_digest_is_as_none(tmp_path: Path, text: str) -> None:
+    folder = unpack_model(zip_of(tmp_path / "saved_model.zip"), tmp_path / "models", max_bytes=1000)
+    (folder / ".source-sha256").write_text(text)
+
+    model = identify_model(folder)
+
+    assert model.version == model.digest[:12]
+
+
+def test_damaged_mark_of_files_beside_the_zip_is_not_taken_for_a_policy_of_the_zip_alone(
+    tmp_path: Path,
+) -> None:
+    zipped = zip_of(tmp_path / "policy.zip", {"weights.txt": b"0.5"})
+    (tmp_path / "scale.txt").write_bytes(b"2")
+    folder = unpack_model(zipped, tmp_path / "models", max_bytes=1000, formats=[NotesFormat()])
+    good = identify_model(folder).version
+    (folder / ".beside-sha256").write_bytes(b"\xff")
+
+    assert identify_model(folder).version == good
 
 
 def test_name_of_a_file_that_is_no_text_is_listed(tmp_path: Path) -> None:
