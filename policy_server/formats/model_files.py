@@ -16,7 +16,6 @@ from policy_server.files.regular import check_system, is_there, open_file, read_
 
 __all__ = [
     "BESIDE_MARK",
-    "FILES_MARK",
     "HEAD_BYTES",
     "SOURCE_MARK",
     "Model",
@@ -43,7 +42,7 @@ HEAD_BYTES = 512
 SOURCE_MARK = ".source-sha256"
 BESIDE_MARK = ".beside-sha256"
 # Another one, the listing: the digest of each file as it was unpacked, by its name.
-FILES_MARK = ".files-sha256.json"
+_FILES_MARK = ".files-sha256.json"
 # A folder with more is not looked through: it is a data set, or somebody's home.
 _MOST_FILES = 10_000
 _VERSION_DIGITS = 12
@@ -180,7 +179,7 @@ def write_listing(folder: Path) -> None:
         ModelError: if a file can't be read.
         OSError: if the listing can't be written.
     """
-    (folder / FILES_MARK).write_text(json.dumps(_digests_of(files_of_model(folder))))
+    (folder / _FILES_MARK).write_text(json.dumps(_digests_of(files_of_model(folder))))
 
 
 def has_listing(folder: Path) -> bool:
@@ -222,7 +221,7 @@ def _difference(listing: Mapping[str, str], digests: Mapping[str, str]) -> str |
 
 
 def _read_listing(folder: Path) -> dict[str, str] | None:
-    path = folder / FILES_MARK
+    path = folder / _FILES_MARK
     try:
         listing = read_json(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):

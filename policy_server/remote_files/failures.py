@@ -213,7 +213,7 @@ def _passing_reason(error: BaseException, silence_s: float) -> str:
 
 
 def _reason_of_answer(error: BaseException) -> str:
-    """Return what Python's HTTP client could not read, without the text, which may be anything."""
+    """Return the fault of an answer that Python's HTTP client can't read, without its text."""
     if isinstance(error, http.client.RemoteDisconnected):
         return "ended the connection without an answer"
     if isinstance(error, http.client.IncompleteRead):

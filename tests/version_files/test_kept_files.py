@@ -633,6 +633,22 @@ def test_damaged_copy_of_a_deployed_version_is_unpacked_anew_whatever_its_store_
     assert {name: path.read_bytes() for name, path in files_of_model(again).items()} == good
 
 
+def test_deployed_copy_is_served_when_another_file_comes_to_lie_beside_its_path(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    source = tmp_path / "store" / "policy.zip"
+    shutil.copyfile(ZIP, source)
+    version = DeployedVersion("v2", str(source), 100.0)
+    folder = files.prepare(section, version, nothing_fetched)
+    version = replace(version, digest=identify_model(folder).version)
+    (source.parent / "vec_normalize.pkl").write_bytes(b"of another run")
+
+    assert identify_model(files.prepare(section, version, nothing_fetched)).version == (
+        version.digest
+    )
+
+
 def test_damaged_copy_of_a_deployed_path_that_is_gone_is_refused(
     files: VersionFiles, section: PolicySection, tmp_path: Path
 ) -> None:
