@@ -1,6 +1,7 @@
 """Files and folders that are written whole: at every moment the old one is there, or the new one.
 
-A new file is written beside the one that it replaces, under a hidden name, and then renamed.
+A new file is written beside the one that it replaces, under a hidden name, and then renamed. Until
+then it is locked: so the next process can tell whether the one that made it was killed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -17,12 +19,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from policy_server.files.locks import FileLock, lock_if_free
+from policy_server.files.locks import FileLock, lock_if_free, take_lock
 
 __all__ = [
     "UNFINISHED",
     "make_durable",
     "remove_left_behind",
+    "remove_left_files",
     "scratch_folder",
     "whole_folder",
     "write_whole",
@@ -30,6 +33,8 @@ __all__ = [
 
 # The names of files that a process which is killed while it writes leaves behind.
 UNFINISHED = ".unfinished-*"
+# Those of `write_whole`; earlier versions of this program did not name the machine.
+_UNFINISHED_FILE = re.compile(r"\.unfinished-([0-9a-f]{8}-)?[0-9a-f]{16}")
 
 # Where no lock tells whether the process that made a folder still lives.
 _LEFT_BEHIND_S = 600.0
@@ -49,32 +54,44 @@ def write_whole(path: Path, content: bytes | str, *, is_durable: bool = False) -
     Raises:
         OSError: if it can't be written; the file is then as it was.
     """
-    aside = path.with_name(UNFINISHED.replace("*", secrets.token_hex(8)))
+    remove_left_files(path.parent)
     # Opened before the file is there: afterwards nothing fails that a caller would undo.
     folder = os.open(path.parent, os.O_RDONLY) if is_durable else None
     try:
-        _write_aside(path, aside, content, is_durable=is_durable)
-        aside.replace(path)
+        while not _replace(path, content, is_durable=is_durable):
+            """Another process took the new file for one that was left behind."""
         if folder is not None:
             _sync(folder)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
     finally:
         if folder is not None:
             with contextlib.suppress(OSError):
                 os.close(folder)
 
 
-def _write_aside(path: Path, aside: Path, content: bytes | str, *, is_durable: bool) -> None:
+def _replace(path: Path, content: bytes | str, *, is_durable: bool) -> bool:
+    """Write a new file and rename it; return False where it is not there when it is locked."""
+    aside = path.with_name(UNFINISHED.replace("*", f"{_machine()}{secrets.token_hex(8)}"))
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    with os.fdopen(descriptor, "wb") as file:
-        with contextlib.suppress(FileNotFoundError):
-            os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode))
-        file.write(content.encode() if isinstance(content, str) else content)
-        if is_durable:
-            file.flush()
-            os.fsync(descriptor)
+    try:
+        if take_lock(descriptor) is False or not aside.exists():
+            aside.unlink(missing_ok=True)
+            return False
+        # On NFS, closing tells of a failed write. The lock is kept until the file is renamed.
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(descriptor, stat.S_IMODE(path.stat().st_mode))
+            file.write(content.encode() if isinstance(content, str) else content)
+            if is_durable:
+                file.flush()
+                os.fsync(descriptor)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    return True
 
 
 def make_durable(folder: Path, *, below: Path) -> None:
@@ -130,7 +147,7 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
 
 
 def remove_left_behind(beside: Path) -> None:
-    """Remove the scratch folders of processes that were killed.
+    """Remove the scratch folders of processes that were killed, and the files beside them.
 
     A process holds the lock of its folder as long as it lives, and all processes and containers of
     a machine see that. So a folder of this machine goes at once when nobody holds it. Others' locks
@@ -140,12 +157,47 @@ def remove_left_behind(beside: Path) -> None:
     Args:
         beside: as `scratch_folder` was given it.
     """
-    own = _own_prefix_of(beside)
+    remove_left_files(beside.parent)
     for left in beside.parent.glob(f"{glob.escape(_prefix_of(beside))}*/"):
         with lock_if_free(left) as is_free:
-            is_nobodys = is_free and own != _prefix_of(beside) and left.name.startswith(own)
-            if is_nobodys or (is_free is not False and _is_old(left)):
+            if _is_nobodys(left, _own_prefix_of(beside), _prefix_of(beside), is_free=is_free):
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_left_files(folder: Path) -> None:
+    """Remove the new files of processes that were killed while they wrote a file whole.
+
+    The rules are those of `remove_left_behind`.
+
+    Args:
+        folder: the folder of the files that were written.
+    """
+    # What can't be listed or removed is in nobody's way.
+    with contextlib.suppress(OSError):
+        with os.scandir(folder) as entries:
+            found = [
+                folder / entry.name
+                for entry in entries
+                if _UNFINISHED_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            ]
+        prefix = UNFINISHED.removesuffix("*")
+        for left in found:
+            with lock_if_free(left) as is_free:
+                if _is_nobodys(left, f"{prefix}{_machine()}", prefix, is_free=is_free):
+                    left.unlink(missing_ok=True)
+
+
+def _is_nobodys(left: Path, own: str, prefix: str, *, is_free: bool | None) -> bool:
+    """Return whether the process that made a folder or file has ended.
+
+    Args:
+        left: the folder or file.
+        own: how the names of this machine begin; as `prefix`, where it has no name.
+        prefix: how all names of that kind begin.
+        is_free: the result of `lock_if_free`.
+    """
+    is_of_this_machine = own != prefix and left.name.startswith(own)
+    return (is_free is True and is_of_this_machine) or (is_free is not False and _is_old(left))
 
 
 def _prefix_of(beside: Path) -> str:
@@ -157,10 +209,15 @@ def _own_prefix_of(beside: Path) -> str:
 
     Where the system does not tell one machine from another, it is the same for all.
     """
+    return f"{_prefix_of(beside)}{_machine()}"
+
+
+def _machine() -> str:
+    """Return the name of this machine since it was started, with a hyphen; empty where unknown."""
     try:
-        return f"{_prefix_of(beside)}{_BOOT_ID.read_text()[:8]}-"
+        return f"{_BOOT_ID.read_text()[:8]}-"
     except OSError:
-        return _prefix_of(beside)
+        return ""
 
 
 @contextlib.contextmanager
@@ -220,7 +277,7 @@ def _refill(folder: Path, new: Path, key: str | None) -> None:
             path.unlink()
     for path in sorted(new.iterdir(), key=lambda item: item.name == key):
         # Between file systems it is copied, which may end halfway where the volume is full.
-        aside = folder / UNFINISHED.replace("*", secrets.token_hex(8))
+        aside = folder / UNFINISHED.replace("*", f"moved-{secrets.token_hex(8)}")
         shutil.move(path, aside)
         aside.rename(folder / path.name)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-__all__ = ["FileLock", "is_locked", "lock_if_free"]
+__all__ = ["FileLock", "is_locked", "lock_if_free", "take_lock"]
 
 _POLL_S = 0.1
 
@@ -91,28 +91,37 @@ def is_locked(folder: Path) -> bool:
 
 
 @contextmanager
-def lock_if_free(folder: Path) -> Iterator[bool | None]:
-    """Hold a folder's own lock while the block runs, unless somebody has it already.
+def lock_if_free(path: Path) -> Iterator[bool | None]:
+    """Hold the own lock of a folder or file while the block runs, unless somebody has it already.
 
     Args:
-        folder: the folder.
+        path: the folder or file.
 
     Yields:
-        True where it is held here; False where another process or thread holds it; None where that
-        can't be told: the folder can't be opened, or its file system can't lock one.
+        As `take_lock` returns it; None too where the path can't be opened.
     """
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        # A named pipe is not waited for.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         yield None
         return
     try:
-        yield _taken(descriptor)
+        yield take_lock(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _taken(descriptor: int) -> bool | None:
+def take_lock(descriptor: int) -> bool | None:
+    """Take the lock of an open folder or file, unless somebody has it; closing it frees the lock.
+
+    Args:
+        descriptor: of the folder or file.
+
+    Returns:
+        True where it is held here; False where another process or thread holds it; None where that
+        can't be told, since the file system can't lock.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

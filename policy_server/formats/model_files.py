@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from policy_server.errors import ModelError
-from policy_server.files.regular import check_system, open_file, read_text
+from policy_server.files.regular import check_system, is_there, open_file, read_json, read_text
 
 __all__ = [
     "BESIDE_MARK",
@@ -19,16 +21,19 @@ __all__ = [
     "Model",
     "bounded",
     "check_count",
+    "difference",
     "digest_of_file",
     "digest_of_files",
     "digest_of_path",
     "files_of_model",
+    "has_listing",
     "head_of",
     "identify_model",
     "is_part_of_model",
     "may_be_looked_at",
     "named_folder",
     "read_mark",
+    "write_listing",
 ]
 
 # A file's first bytes, by which its format is told.
@@ -36,9 +41,12 @@ HEAD_BYTES = 512
 # Hidden files of an unpacked model: the digests of its zip or file, and of those from beside it.
 SOURCE_MARK = ".source-sha256"
 BESIDE_MARK = ".beside-sha256"
+# Another one, the listing: the digest of each file as it was unpacked, by its name.
+_FILES_MARK = ".files-sha256.json"
 # A folder with more is not looked through: it is a data set, or somebody's home.
 _MOST_FILES = 10_000
 _VERSION_DIGITS = 12
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _Found = TypeVar("_Found")
 
 
@@ -145,13 +153,83 @@ def identify_model(folder: Path) -> Model:
 
     Args:
         folder: holds the files of the model's format, such as saved_model.pb.
+
+    Raises:
+        ModelError: if a file can't be read, or if the files were unpacked there and are not as they
+            were then: neither a pin nor a deployment may stand for them.
     """
-    is_of_one_file = read_mark(folder / BESIDE_MARK) is None
-    return Model(
-        folder,
-        digest_of_files(files_of_model(folder)),
-        read_mark(folder / SOURCE_MARK) if is_of_one_file else None,
-    )
+    digests = _digests_of(files_of_model(folder))
+    source, listing = read_mark(folder / SOURCE_MARK), _read_listing(folder)
+    if source is not None and listing is not None and (found := _difference(listing, digests)):
+        raise ModelError(
+            f"{named_folder(folder)}: {found}; put the zip or file that the policy was unpacked "
+            f"from back, or remove {folder / SOURCE_MARK} to serve the files as they are"
+        )
+    is_of_one_file = not is_there(folder / BESIDE_MARK)
+    return Model(folder, _digest_of(digests), source if is_of_one_file else None)
+
+
+def write_listing(folder: Path) -> None:
+    """Write the listing of the files that were unpacked to a folder.
+
+    Args:
+        folder: holds the files, all of them.
+
+    Raises:
+        ModelError: if a file can't be read.
+        OSError: if the listing can't be written.
+    """
+    (folder / _FILES_MARK).write_text(json.dumps(_digests_of(files_of_model(folder))))
+
+
+def has_listing(folder: Path) -> bool:
+    """Return whether there is a listing; earlier versions of this program wrote none.
+
+    Args:
+        folder: holds an unpacked model.
+
+    Raises:
+        ModelError: if there is one that can't be read.
+    """
+    return _read_listing(folder) is not None
+
+
+def difference(folder: Path) -> str | None:
+    """Return the first file that is not as it was unpacked, in words; None where all are.
+
+    An example is `'model.weights.h5' was changed after it was unpacked`.
+
+    Args:
+        folder: holds an unpacked model. Where it has no listing, no file is known to differ.
+
+    Raises:
+        ModelError: if a file can't be read.
+    """
+    listing = _read_listing(folder)
+    return None if listing is None else _difference(listing, _digests_of(files_of_model(folder)))
+
+
+def _difference(listing: Mapping[str, str], digests: Mapping[str, str]) -> str | None:
+    for name in sorted(listing.keys() | digests.keys()):
+        if name not in listing:
+            return f"{name!r} was added after the policy was unpacked"
+        if name not in digests:
+            return f"{name!r} was removed after it was unpacked"
+        if listing[name] != digests[name]:
+            return f"{name!r} was changed after it was unpacked"
+    return None
+
+
+def _read_listing(folder: Path) -> dict[str, str] | None:
+    path = folder / _FILES_MARK
+    try:
+        listing = read_json(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror}") from error
+    is_sound = isinstance(listing, dict) and all(isinstance(item, str) for item in listing.values())
+    return listing if is_sound else None
 
 
 def digest_of_files(files: Mapping[str, Path]) -> str:
@@ -166,9 +244,17 @@ def digest_of_files(files: Mapping[str, Path]) -> str:
     Raises:
         ModelError: if a file can't be read.
     """
+    return _digest_of(_digests_of(files))
+
+
+def _digests_of(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: digest_of_file(path) for name, path in files.items()}
+
+
+def _digest_of(digests: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
-    for name, path in sorted(files.items(), key=lambda item: os.fsencode(item[0])):
-        digest.update(os.fsencode(_line_of(digest_of_file(path), name)))
+    for name, of_file in sorted(digests.items(), key=lambda item: os.fsencode(item[0])):
+        digest.update(os.fsencode(_line_of(of_file, name)))
     return digest.hexdigest()
 
 
@@ -238,7 +324,7 @@ def named_folder(folder: Path) -> str:
 
 
 def read_mark(path: Path) -> str | None:
-    """Return the digest that a mark states; None where there is no mark.
+    """Return the digest that a mark states; None where there is no mark, or it states none.
 
     Args:
         path: the mark, one of the hidden files of an unpacked model.
@@ -247,8 +333,9 @@ def read_mark(path: Path) -> str | None:
         ModelError: if there is one that can't be read: what it stands for may not be left out.
     """
     try:
-        return read_text(path)
+        text = read_text(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
         raise ModelError(f"{path}: can't be read: {error.strerror}") from error
+    return text if _DIGEST.fullmatch(text) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +18,15 @@ from policy_server.formats.known_formats import FORMATS, Format, expected_format
 from policy_server.formats.model_files import (
     BESIDE_MARK,
     SOURCE_MARK,
+    difference,
     digest_of_file,
     digest_of_files,
     files_of_model,
+    has_listing,
     head_of,
     is_part_of_model,
     read_mark,
+    write_listing,
 )
 from policy_server.formats.recognition import describe_file
 from policy_server.settings import ENV_PREFIX
@@ -51,7 +55,8 @@ def unpack_model(
 
     A policy that is one other file, such as policy.onnx, is copied to that folder. Files that a
     format knows to lie beside its own, such as vec_normalize.pkl, are copied there too. What is
-    unpacked there already is left as it is. Several processes may call this at once.
+    unpacked there already is left as it is, unless a file of it is not as it was unpacked: a
+    warning then names that, and all is unpacked again. Several processes may call this at once.
 
     Args:
         source: the zip, with the policy's files at any depth; or the one file.
@@ -71,7 +76,7 @@ def unpack_model(
         PolicyServerError: as `check` raises it; the folder is then as it was, too.
     """
     unpacking = _Unpacking(source, models, max_bytes, beside or source.parent, formats, check)
-    if unpacking.is_done():
+    if unpacking.is_done() or unpacking.can_only_be_trusted():
         # Whoever unpacks does so too.
         remove_left_behind(models)
         return models
@@ -159,7 +164,36 @@ class _Unpacking:
         self._digest = digest_of_file(source)
 
     def is_done(self) -> bool:
-        """Return whether `models` holds the source's policy, and the files beside the source."""
+        """Return whether `models` holds the source's policy, and the files beside the source.
+
+        Each of its files has to be as it was unpacked. Where an earlier version of this program
+        unpacked them, that can't be told.
+        """
+        try:
+            return (
+                self._is_from_source()
+                and has_listing(self._models)
+                and difference(self._models) is None
+            )
+        except ModelError as error:
+            # Another process may replace the folder meanwhile, unless this one has the lock.
+            if isinstance(error.__cause__, FileNotFoundError):
+                return False
+            raise
+
+    def can_only_be_trusted(self) -> bool:
+        """Return whether an earlier version of this program unpacked where nothing can be written.
+
+        Such is a volume that is mounted to be read only. The policy was served until now.
+        """
+        folders = (self._models, self._models.parent)
+        return (
+            not all(os.access(folder, os.W_OK, effective_ids=True) for folder in folders)
+            and self._is_from_source()
+            and not has_listing(self._models)
+        )
+
+    def _is_from_source(self) -> bool:
         if read_mark(self._models / SOURCE_MARK) != self._digest:
             return False
         form = format_of(files_of_model(self._models), self._formats)
@@ -170,6 +204,7 @@ class _Unpacking:
         return read_mark(self._models / BESIDE_MARK) == digest
 
     def unpack(self) -> None:
+        self._tell_difference()
         try:
             if (single := _single_file(self._source, self._formats)) is not None:
                 self._copy(*single)
@@ -181,6 +216,14 @@ class _Unpacking:
                 f"{self._source}: can't be unpacked to {self._models}: {error.strerror or error}"
             ) from error
         logger.info("model_unpacked", extra={"path": str(self._source), "sha256": self._digest})
+
+    def _tell_difference(self) -> None:
+        """Warn where the source's policy was there, and is damaged or was changed."""
+        is_of_source = read_mark(self._models / SOURCE_MARK) == self._digest
+        if is_of_source and (found := difference(self._models)) is not None:
+            logger.warning(
+                "unpacked_files_differ", extra={"path": str(self._models), "reason": found}
+            )
 
     def _copy(self, name: str, form: Format) -> None:
         """Copy the policy that is one file."""
@@ -209,6 +252,7 @@ class _Unpacking:
                     shutil.copyfile(path, new / name)
                 copies = {name: new / name for name in beside}
                 (new / BESIDE_MARK).write_text(digest_of_files(copies))
+            write_listing(new)
             if (self._models / _KEPT).exists():
                 (new / _KEPT).touch()
             self._check_new(new, name)

@@ -293,7 +293,7 @@ class Counts:
                 item = _Histogram([int(count) for count in buckets], float(total))
                 histograms = counts.histograms.setdefault(name, {})
                 histograms[_known(name, labels, len(buckets))] = item
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"expected the counts of a worker: {error!r}") from error
         return counts
 

@@ -16,6 +16,7 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from policy_server.files.atomic import UNFINISHED, write_whole
 from policy_server.files.locks import FileLock
@@ -142,7 +143,7 @@ class SharedCounts:
 
     def _read_departed(self) -> _Departed:
         try:
-            return _Departed.from_json(_read(self._folder / _DEPARTED))
+            return _Departed.from_document(_read_json(self._folder / _DEPARTED))
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
@@ -151,7 +152,7 @@ class SharedCounts:
 
     def _read_worker(self, path: Path) -> Counts | None:
         try:
-            return Counts.from_document(json.loads(_read(path)))
+            return Counts.from_document(_read_json(path))
         except FileNotFoundError:
             # Its worker has left in this moment.
             return None
@@ -190,13 +191,12 @@ class _Departed:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> _Departed:
-        document = json.loads(text)
+    def from_document(cls, document: Any) -> _Departed:  # noqa: ANN401 -- any JSON
         try:
             names = set(map(str, document["names"]))
             return cls(Counts.from_document(document["counts"]), names)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"expected counts and names, got {text[:80]!r}") from error
+            raise ValueError(f"expected counts and names, got {str(document)[:80]!r}") from error
 
 
 def _is_alive(path: Path) -> bool:
@@ -205,6 +205,9 @@ def _is_alive(path: Path) -> bool:
     return named is not None and beginning_of(int(named[1])) == named[2]
 
 
-def _read(path: Path) -> str:
+def _read_json(path: Path) -> Any:  # noqa: ANN401 -- any JSON
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
-        return file.read()
+        try:
+            return json.load(file)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error

@@ -7,6 +7,8 @@ ones.
 from __future__ import annotations
 
 import contextlib
+import http.client
+import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
@@ -15,7 +17,7 @@ from typing import Any
 from policy_server.errors import ModelError
 from policy_server.remote_files.uris import RemoteUri, Scheme
 
-__all__ = ["CHECK_ADDRESS", "PassingError", "as_store_errors"]
+__all__ = ["CHECK_ADDRESS", "PassingError", "RedirectError", "as_store_errors"]
 
 _FOLDER_HINT = "check the address; that of a folder ends in /"
 # The remedy where a store has no such file.
@@ -34,12 +36,18 @@ _WHERE_CREDENTIALS_COME_FROM: dict[Scheme, str] = {
 _ENDPOINT_SETTINGS: dict[Scheme, str] = {"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}
 _AWS = "botocore.exceptions"
 _GOOGLE, _GOOGLE_AUTH = "google.api_core.exceptions", "google.auth.exceptions"
+# Of Python's HTTP client.
+_MOST_HEADERS, _MOST_LINE_BYTES = 100, 65_536
 _BROKEN = "the connection broke"
 _UNREACHED = "can't be reached"
 
 
 class PassingError(Exception):
     """A store fails but may answer later; the text gives the reason."""
+
+
+class RedirectError(ValueError):
+    """An answer names another address that is not asked; the text gives the reason."""
 
 
 @contextlib.contextmanager
@@ -150,11 +158,13 @@ def _lacks_credentials(error: BaseException) -> bool:
 
 
 def _lasting_reason(error: BaseException, uri: RemoteUri) -> str | None:
-    import requests.exceptions as http
+    import requests.exceptions as requested
 
-    if isinstance(error, (http.SSLError, *_errors(_AWS, "SSLError"))):
+    if isinstance(error, (requested.SSLError, *_errors(_AWS, "SSLError"))):
+        if _behind(error, ssl.SSLCertVerificationError) is None:
+            return "no encrypted connection can be made; does it serve https://?"
         return "its certificate can't be verified; REQUESTS_CA_BUNDLE and AWS_CA_BUNDLE name others"
-    if isinstance(error, http.TooManyRedirects):
+    if isinstance(error, requested.TooManyRedirects):
         return "redirects without end"
     if isinstance(error, ValueError):
         return _reason_of_value(error, uri)
@@ -168,32 +178,57 @@ def _lasting_reason(error: BaseException, uri: RemoteUri) -> str | None:
 
 
 def _reason_of_value(error: ValueError, uri: RemoteUri) -> str:
-    import requests.exceptions as http
-    import urllib3.exceptions as raw_http
+    import requests.exceptions as requested
+    import urllib3.exceptions as raw
 
     if (setting := _ENDPOINT_SETTINGS.get(uri.scheme)) is not None:
         return (
             f"can't be asked, or the answer can't be read; {setting}, if it is set, has to be an "
             "address with https:// or http://"
         )
-    if isinstance(error, http.InvalidSchema):
-        return "redirects to an address that is not encrypted; refused"
+    if isinstance(error, RedirectError):
+        return f"redirects to {error}; refused"
+    if isinstance(error, (requested.InvalidHeader, raw.InvalidHeader)):
+        return "answered with headers that contradict each other; is it a web server?"
     # requests' InvalidURL and its like.
-    if isinstance(error, (http.RequestException, raw_http.HTTPError)):
-        return "is no address that can be asked"
+    if isinstance(error, (requested.RequestException, raw.HTTPError)):
+        return "is no address that can be asked, or redirects to such a one"
     return "the answer can't be read; is it a web server?"
 
 
 def _passing_reason(error: BaseException, silence_s: float) -> str:
-    import requests.exceptions as http
-    import urllib3.exceptions as raw_http
+    import requests.exceptions as requested
+    import urllib3.exceptions as raw
 
-    late = (http.Timeout, raw_http.TimeoutError)
+    late = (requested.Timeout, raw.TimeoutError)
     if isinstance(error, (*late, *_errors(_AWS, "ConnectTimeoutError", "ReadTimeoutError"))):
         return f"no answer in {silence_s:g} s"
-    broken = (raw_http.ProtocolError, http.ChunkedEncodingError)
-    if isinstance(error, (*broken, *_errors(_AWS, "IncompleteReadError"))):
+    if (answer := _behind(error, http.client.HTTPException)) is not None:
+        return _reason_of_answer(answer)
+    if _behind(error, raw.ProtocolError) is not None:
         return _BROKEN
-    if isinstance(error, (http.ConnectionError, *_errors(_AWS, "EndpointConnectionError"))):
+    if isinstance(error, (requested.ConnectionError, *_errors(_AWS, "EndpointConnectionError"))):
         return _UNREACHED
     return _BROKEN
+
+
+def _reason_of_answer(error: BaseException) -> str:
+    """Return the fault of an answer that Python's HTTP client can't read, without its text."""
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "ended the connection without an answer"
+    if isinstance(error, http.client.IncompleteRead):
+        return _BROKEN
+    if isinstance(error, http.client.LineTooLong):
+        return f"answered with a line of more than {_MOST_LINE_BYTES} bytes among its headers"
+    # That one has no type of its own.
+    if type(error) is http.client.HTTPException:
+        return f"answered with more than {_MOST_HEADERS} headers"
+    return "answered, but not in HTTP; is it a web server?"
+
+
+def _behind(error: BaseException, kind: type[BaseException]) -> BaseException | None:
+    """Return the error of a kind that an error was raised over, or that error; None for none."""
+    at: BaseException | None = error
+    while at is not None and not isinstance(at, kind):
+        at = at.__cause__ or at.__context__
+    return at

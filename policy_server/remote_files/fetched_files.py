@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, StrictInt, StrictStr, TypeAdapter
 
 from policy_server.files.regular import read_json
 from policy_server.formats.model_files import digest_of_file
@@ -17,6 +20,7 @@ __all__ = [
     "RECORD_FILE",
     "FetchedCopy",
     "FetchedFile",
+    "etag_to_keep",
     "is_copy_of",
     "pinned_file",
     "read_record",
@@ -25,6 +29,26 @@ __all__ = [
 
 # The name of the record in the server's folder.
 RECORD_FILE = ".fetched.json"
+# What a request's header can hold: text in Latin-1 without control characters, a tab excepted.
+_HEADER_VALUE = re.compile(r"[!-~\xa1-\xff][\t -~\x80-\xff]*")
+
+
+def etag_to_keep(etag: str | None) -> str | None:
+    """Return a store's name of a version; None for one that can't be sent back in a request.
+
+    Args:
+        etag: the name, as the store gave it; None where it gave none.
+    """
+    return etag if etag is not None and _HEADER_VALUE.fullmatch(etag) else None
+
+
+def _check_etag(etag: str | None) -> str | None:
+    if etag != etag_to_keep(etag):
+        raise ValueError("it can't be sent")
+    return etag
+
+
+_Sha256 = Annotated[StrictStr, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True)
@@ -60,11 +84,14 @@ class FetchedCopy:
         etag: the store's name of the version; None where it gave none.
     """
 
-    identity: str
-    sha256: str
-    file_sha256: str
-    size: int
-    etag: str | None
+    identity: StrictStr
+    sha256: _Sha256
+    file_sha256: _Sha256
+    size: Annotated[StrictInt, Field(ge=0)]
+    etag: Annotated[StrictStr | None, AfterValidator(_check_etag)]
+
+
+_ADAPTER = TypeAdapter(dict[str, FetchedCopy])
 
 
 def pinned_file(
@@ -117,9 +144,8 @@ def read_record(settings: Settings) -> dict[str, FetchedCopy]:
         ModelError: if a file can't be read.
     """
     try:
-        record = read_json(settings.home / RECORD_FILE)
-        copies = {str(name): FetchedCopy(**entry) for name, entry in record.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        copies = _ADAPTER.validate_python(read_json(settings.home / RECORD_FILE))
+    except (OSError, ValueError):
         # Without the record, files are fetched again.
         return {}
     paths = {path.name: path for path in (settings.schema_path, settings.zip_path)}

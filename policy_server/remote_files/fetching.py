@@ -11,6 +11,7 @@ from typing import Literal
 from policy_server.engine.cache import carry_outcome
 from policy_server.errors import ModelError, SchemaError
 from policy_server.files.archives import is_zip
+from policy_server.files.atomic import remove_left_files
 from policy_server.files.replacement import (
     as_model_errors,
     incoming_folder,
@@ -32,6 +33,7 @@ from policy_server.remote_files.fetched_files import (
     RECORD_FILE,
     FetchedCopy,
     FetchedFile,
+    etag_to_keep,
     pinned_file,
     read_record,
     write_record,
@@ -67,6 +69,7 @@ def bring_files(settings: Settings, *, check: PairCheck) -> None:
         SchemaError: if the fetched schema.yaml is wrong.
         PolicyServerError: as `check` raises it.
     """
+    remove_left_files(settings.home)
     with as_model_errors(settings.home):
         restore_interrupted(settings.home)
     if settings.model_uri is None and settings.schema_uri is None:
@@ -179,7 +182,9 @@ class _Fetcher:
         if uri.scheme == "file":
             limit_permissions(new, Path(uri.address))
         digest = digest_of_file(new)
-        self._new[path.name] = FetchedCopy(uri.identity, got.sha256, digest, got.size, got.etag)
+        self._new[path.name] = FetchedCopy(
+            uri.identity, got.sha256, digest, got.size, etag_to_keep(got.etag)
+        )
         is_there = path.is_file() and digest_of_file(path) == digest
         state: Literal["fetched", "unchanged"] = "unchanged" if is_there else "fetched"
         return FetchedFile(path, uri.public, got.size, got.sha256, state)

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from policy_server.errors import ModelError
 from policy_server.files.regular import open_file
-from policy_server.remote_files.failures import CHECK_ADDRESS, PassingError, as_store_errors
+from policy_server.remote_files.failures import (
+    CHECK_ADDRESS,
+    PassingError,
+    RedirectError,
+    as_store_errors,
+)
 from policy_server.remote_files.listing import list_folder
 from policy_server.remote_files.store_clients import google_client, s3_client
 from policy_server.remote_files.uris import RemoteUri, is_loopback
@@ -205,23 +210,31 @@ def http_session(*, is_open_allowed: bool) -> requests.Session:
         ) -> requests.Response:
             if not is_loopback(urlsplit(request.url or "").hostname):
                 if not is_open_allowed:
-                    raise requests.exceptions.InvalidSchema
+                    raise RedirectError("an address that is not encrypted")
                 request.headers.pop("Authorization", None)
             return super().send(request, *args, **kwargs)
 
     class Following(requests.Session):
         def get_redirect_target(self, resp: requests.Response) -> str | None:
             try:
-                return super().get_redirect_target(resp)
-            except UnicodeDecodeError:
+                target = super().get_redirect_target(resp)
+                if target is not None:
+                    _check_redirect(urljoin(resp.url, target))
+            except ValueError:
                 # Nobody else would close its connection.
                 resp.close()
                 raise
+            return target
 
     session = Following()
     session.max_redirects = _MOST_REDIRECTS
     session.mount("http://", OpenHttp())
     return session
+
+
+def _check_redirect(target: str) -> None:
+    if urlsplit(target).scheme not in ("https", "http"):
+        raise RedirectError("an address without https://")
 
 
 def _smart_open(uri: RemoteUri, parameters: Mapping[str, Any]) -> IO[bytes]:

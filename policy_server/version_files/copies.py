@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from policy_server.files.regular import is_there
 from policy_server.formats.finding import format_of_folder
-from policy_server.formats.model_files import identify_model
+from policy_server.formats.model_files import (
+    difference,
+    digest_of_file,
+    has_listing,
+    identify_model,
+)
 from policy_server.remote_files import RemoteUri, is_copy_of
 from policy_server.settings import Settings
 
-__all__ = ["holds", "take_over"]
+__all__ = ["deployed_copy", "take_over"]
 
 
-def holds(models: Path, digest: str) -> bool:
-    """Return whether a folder has the policy that was deployed, whatever its store has by now.
+def deployed_copy(
+    models: Path, archive: Path, digest: str, unpack: Callable[[], Path]
+) -> Path | None:
+    """Return the folder of the policy that was deployed, whatever its store has by now.
 
     Args:
-        models: the folder.
+        models: the folder that it was unpacked to.
+        archive: the zip or file that it was unpacked from; by now there may be another, or none.
         digest: the start of the policy's digest; empty before it was deployed.
+        unpack: unpacks the archive to the folder, unless it lies there as it was unpacked.
+
+    Returns:
+        The folder; None where the policy is not here, or not as it was unpacked.
+
+    Raises:
+        PolicyServerError: if a file can't be read, or as `unpack` raises it.
     """
-    if not digest or format_of_folder(models) is None:
-        return False
-    return identify_model(models).version == digest
+    if not digest:
+        return None
+    is_whole = format_of_folder(models) is not None and difference(models) is None
+    is_here = is_whole and identify_model(models).version == digest
+    # Without a listing it may be damaged, and an archive that is there gives it for certain.
+    if is_here and has_listing(models):
+        return models
+    if is_there(archive) and archive.is_file() and digest_of_file(archive).startswith(digest):
+        return unpack()
+    return models if is_here else None
 
 
 def take_over(uri: RemoteUri, own: Settings, names: Sequence[str]) -> None:

@@ -6,9 +6,11 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from policy_server.errors import DeploymentError, ModelError
+from policy_server.files.regular import is_there
 from policy_server.formats.compiling_process import find_compiled
 from policy_server.formats.finding import (
     prepare_model,
@@ -26,7 +28,7 @@ from policy_server.schema import PolicySection, SchemaFile, ServerSchema, read_s
 from policy_server.serving import DeployedVersion, Deployment
 from policy_server.settings import Settings
 from policy_server.version_files.basis import basis_of
-from policy_server.version_files.copies import holds, take_over
+from policy_server.version_files.copies import deployed_copy, take_over
 from policy_server.version_files.folders import VersionFolders, version_of
 from policy_server.version_files.places import FOLDER, VersionPlaces
 
@@ -107,11 +109,12 @@ class VersionFiles:
         uri = parse_uri(model, name=place) if "://" in model else None
         if uri is not None:
             take_over(uri, own, [version.name, "model"])
-        if holds(own.models_path, version.digest):
-            return own.models_path
         if uri is None:
-            path = self._settings.home / model
-            return prepare_policy(path, own.models_path, self._settings, check=check)
+            return self._prepare_deployed_path(self._settings.home / model, own, version, check)
+        unpack = partial(prepare_model, own, check=check)
+        copy = deployed_copy(own.models_path, own.zip_path, version.digest, unpack)
+        if copy is not None:
+            return copy
         own.home.mkdir(parents=True, exist_ok=True)
         fetch_files(
             own,
@@ -120,7 +123,20 @@ class VersionFiles:
             check=lambda folder, _schema: check(folder),
             is_outdated_allowed=True,
         )
-        return prepare_model(own, check=check)
+        return unpack()
+
+    def _prepare_deployed_path(
+        self, path: Path, own: Settings, version: DeployedVersion, check: FolderCheck
+    ) -> Path:
+        models = own.models_path
+        unpack = partial(prepare_policy, path, models, self._settings, check=check)
+        copy = deployed_copy(models, path, version.digest, unpack)
+        if copy is not None:
+            return copy
+        if not is_there(path):
+            # Where the copy is damaged, that is the reason to tell.
+            identify_model(models)
+        return unpack()
 
     def _check(self, section: PolicySection) -> FolderCheck:
         """Return the check by loading, whose outcome the folder keeps for the start itself."""

@@ -89,6 +89,7 @@ def test_copying_makes_the_folder_and_leaves_nothing_else_in_it(
 
     assert sorted(contents(settings.home)) == [
         "models/.compiled-policy.npz",
+        "models/.files-sha256.json",
         "models/.source-sha256",
         "models/saved_model.pb",
         "models/variables/variables.data-00000-of-00001",
@@ -411,6 +412,7 @@ def test_cleaning_removes_the_policy_and_the_clients_only(settings: Settings) ->
 
     assert sorted(path.relative_to(settings.home).as_posix() for path in removed) == [
         "clients",
+        "models/.files-sha256.json",
         "models/.source-sha256",
         "models/saved_model.pb",
         "models/variables",

@@ -38,6 +38,18 @@ except OSError as error:
     print(error.strerror)
 """
 
+# Waits in the middle of a write, as a process that is killed there.
+WAITING = """
+import os, sys
+from pathlib import Path
+from policy_server.files import atomic
+def wait(descriptor):
+    print("writing", flush=True)
+    sys.stdin.read()
+os.fsync = wait
+atomic.write_whole(Path(sys.argv[1]), b"new", is_durable=True)
+"""
+
 UNPACKING = """
 import sys
 from pathlib import Path
@@ -116,6 +128,8 @@ def test_write_that_ends_halfway_leaves_the_old_file(tmp_path: Path, end: str) -
         assert names(tmp_path) == ["kept.npz"]
     else:
         assert done.returncode == -signal.SIGXFSZ
+        write_whole(file, b"newer")
+        assert names(tmp_path) == ["kept.npz"]
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "close"])
@@ -156,6 +170,109 @@ def test_writers_at_once_each_write_whole(tmp_path: Path) -> None:
 
     assert file.read_bytes() in contents
     assert names(tmp_path) == ["shared"]
+
+
+def write_another(file: Path) -> None:
+    write_whole(file.with_name("another"), b"x")
+
+
+def begin_with_the_folder(file: Path) -> None:
+    remove_left_behind(file.with_name("models"))
+
+
+@pytest.mark.parametrize("follow", [write_another, begin_with_the_folder], ids=["write", "start"])
+def test_file_of_a_process_that_was_killed_while_it_wrote_goes_and_that_of_a_live_one_stays(
+    tmp_path: Path, follow: Callable[[Path], None]
+) -> None:
+    file = tmp_path / "versions.json"
+    with child(sys.executable, "-c", WAITING, file) as writing:
+        assert writing.read_line() == "writing"
+        [aside] = tmp_path.glob(".unfinished-*")
+        # Locked, it stays however old it is.
+        os.utime(aside, (1e9, 1e9))
+        follow(file)
+        assert aside.exists()
+        writing.process.kill()
+        writing.process.wait()
+    os.utime(aside)
+
+    follow(file)
+
+    assert list(tmp_path.glob(".unfinished-*")) == []
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize(
+    "name",
+    [".unfinished-0123456789abcdef", ".unfinished-01234567-0123456789abcdef"],
+    ids=["earlier version of this program", "another machine"],
+)
+def test_file_whose_writer_no_lock_tells_goes_by_its_age(
+    tmp_path: Path, name: str, *, is_old: bool
+) -> None:
+    left = tmp_path / name
+    left.touch()
+    if is_old:
+        os.utime(left, (1e9, 1e9))
+
+    write_whole(tmp_path / "file", b"x")
+
+    assert left.exists() is not is_old
+
+
+@pytest.mark.parametrize("name", [".unfinished-thesis", ".unfinished-0123456789abcdef.txt"])
+def test_file_of_a_name_that_no_writer_gives_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    os.utime(tmp_path / name, (1e9, 1e9))
+
+    write_whole(tmp_path / "file", b"x")
+
+    assert (tmp_path / name).exists()
+
+
+def test_named_pipe_of_such_a_name_does_not_stop_a_write(tmp_path: Path) -> None:
+    pipe = tmp_path / ".unfinished-0123456789abcdef"
+    os.mkfifo(pipe)
+    os.utime(pipe, (1e9, 1e9))
+
+    write_whole(tmp_path / "file", b"x")
+
+    assert pipe.exists()
+
+
+def test_file_that_is_removed_before_it_is_locked_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may take it for one that was left behind until it is locked."""
+    lock, removed = fcntl.flock, list[Path]()
+
+    def remove_first(descriptor: int, operation: int) -> None:
+        if not removed:
+            [aside] = tmp_path.glob(".unfinished-*")
+            aside.unlink()
+            removed.append(aside)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+
+    write_whole(tmp_path / "file", b"x")
+
+    assert (tmp_path / "file").read_bytes() == b"x"
+    assert names(tmp_path) == ["file"]
+
+
+def test_folder_that_cant_be_listed_is_written_to_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    write_whole(tmp_path / "file", b"x")
+
+    assert (tmp_path / "file").read_bytes() == b"x"
 
 
 def test_scratch_folder_lies_beside_and_goes(tmp_path: Path) -> None:

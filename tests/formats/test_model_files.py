@@ -55,6 +55,79 @@ def test_version_of_a_zip_with_a_file_beside_it_is_that_of_all_contents(tmp_path
     assert hashlib.sha256(zipped.read_bytes()).hexdigest()[:12] not in versions
 
 
+def test_unpacked_files_that_differ_are_never_named_by_the_zip_that_is_gone(tmp_path: Path) -> None:
+    zipped = zip_of(tmp_path / "saved_model.zip")
+    folder = unpack_model(zipped, tmp_path / "models", max_bytes=1000)
+    zipped.unlink()
+    (folder / "saved_model.pb").write_bytes(b"other")
+
+    with pytest.raises(ModelError) as caught:
+        identify_model(folder)
+
+    assert caught.value.message == (
+        f"{folder}: 'saved_model.pb' was changed after it was unpacked; put the zip or file that "
+        f"the policy was unpacked from back, or remove {folder / '.source-sha256'} to serve the "
+        "files as they are"
+    )
+    (folder / ".source-sha256").unlink()
+    model = identify_model(folder)
+    assert model.version == model.digest[:12]
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [None, b"", b"[1]", b'"a"', b"\xff", b'{"saved_model.pb": 5}', b'{"saved_model.pb": [1]}'],
+    ids=["none", "empty", "list", "text", "bytes", "number", "nested"],
+)
+def test_unpacked_files_without_a_listing_are_named_by_their_zip(
+    tmp_path: Path, listing: bytes | None
+) -> None:
+    """An earlier version of this program wrote none; the zip may be gone by now."""
+    zipped = zip_of(tmp_path / "saved_model.zip")
+    folder = unpack_model(zipped, tmp_path / "models", max_bytes=1000)
+    mark = folder / ".files-sha256.json"
+    mark.unlink() if listing is None else mark.write_bytes(listing)
+
+    assert identify_model(folder).version == hashlib.sha256(zipped.read_bytes()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("text", ["", "evil\nname", "0" * 63, "A" * 64, "0" * 64 + "\n"])
+def test_mark_that_states_no_digest_is_as_none(tmp_path: Path, text: str) -> None:
+    folder = unpack_model(zip_of(tmp_path / "saved_model.zip"), tmp_path / "models", max_bytes=1000)
+    (folder / ".source-sha256").write_text(text)
+
+    model = identify_model(folder)
+
+    assert model.version == model.digest[:12]
+
+
+def test_damaged_mark_of_files_beside_the_zip_is_not_taken_for_a_policy_of_the_zip_alone(
+    tmp_path: Path,
+) -> None:
+    zipped = zip_of(tmp_path / "policy.zip", {"weights.txt": b"0.5"})
+    (tmp_path / "scale.txt").write_bytes(b"2")
+    folder = unpack_model(zipped, tmp_path / "models", max_bytes=1000, formats=[NotesFormat()])
+    good = identify_model(folder).version
+    (folder / ".beside-sha256").write_bytes(b"\xff")
+
+    assert identify_model(folder).version == good
+
+
+def test_name_of_a_file_that_is_no_text_is_listed(tmp_path: Path) -> None:
+    path = tmp_path / "\udcff weights.txt"
+    path.write_bytes(b"notes")
+    folders = [
+        unpack_model(path, tmp_path / "models", max_bytes=1000, formats=[NotesFormat()])
+        for _ in range(2)
+    ]
+    identify_model(folders[1])
+
+    (folders[1] / path.name).write_bytes(b"other")
+
+    with pytest.raises(ModelError, match=r"'\\udcff weights.txt' was changed"):
+        identify_model(folders[1])
+
+
 def test_digest_of_files_is_that_of_what_sha256sum_prints(tmp_path: Path) -> None:
     for name in ("b", "a/c d", "a\\b", "line\nend", "a-b", "é"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import multiprocessing
 import os
 import random
@@ -17,12 +16,14 @@ import zipfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from policy_server.errors import ModelError
+from policy_server.files.regular import open_file
 from policy_server.formats.known_formats import FORMATS
 from policy_server.formats.model_files import files_of_model
 from policy_server.formats.unpacking import unpack_model
@@ -35,6 +36,7 @@ from tests.support.waiting import is_waited_for, wait_until
 from tests.support.zips import FILES, zip_of
 
 BIG = 1 << 20
+MARKS = (".source-sha256", ".files-sha256.json")
 
 
 def unpack(path: Path, *, max_bytes: int = BIG) -> Path:
@@ -93,7 +95,7 @@ def test_what_is_not_the_model_stays_behind(tmp_path: Path) -> None:
 
     folder = unpack(zip_of(tmp_path / "saved_model.zip", {**others, **files}))
 
-    assert set(contents(folder)) == {*FILES, ".source-sha256"}
+    assert set(contents(folder)) == {*FILES, *MARKS}
 
 
 def test_highest_of_nested_models_is_the_policy(tmp_path: Path) -> None:
@@ -203,7 +205,7 @@ def test_new_zip_replaces_the_old_model_whole(tmp_path: Path) -> None:
 
     folder = unpack(zip_of(path, {**FILES, "assets/new": b"y"}))
 
-    assert set(contents(folder)) == {*FILES, "assets/new", ".source-sha256", ".gitkeep"}
+    assert set(contents(folder)) == {*FILES, "assets/new", *MARKS, ".gitkeep"}
 
 
 def test_same_zip_is_not_unpacked_again(tmp_path: Path) -> None:
@@ -213,12 +215,131 @@ def test_same_zip_is_not_unpacked_again(tmp_path: Path) -> None:
     assert unpack(path).stat().st_ino == before
 
 
-@pytest.mark.parametrize("lost", ["saved_model.pb", ".source-sha256"])
+@pytest.mark.parametrize("lost", ["saved_model.pb", *MARKS])
 def test_incomplete_folder_is_unpacked_again(tmp_path: Path, lost: str) -> None:
     path = zip_of(tmp_path / "saved_model.zip")
     (unpack(path) / lost).unlink()
 
     assert files_in(unpack(path)) == FILES
+
+
+def change(folder: Path, name: str) -> None:
+    """Flip a bit of a file, which keeps its size and its times."""
+    path = folder / name
+    before = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 0x80]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def add(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"x")
+
+
+def remove(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+
+
+CHANGES = pytest.mark.parametrize(
+    ("do", "name", "says"),
+    [
+        (
+            change,
+            "variables/variables.index",
+            "'variables/variables.index' was changed after it was unpacked",
+        ),
+        (add, "variables/more", "'variables/more' was added after the policy was unpacked"),
+        (
+            remove,
+            "variables/variables.index",
+            "'variables/variables.index' was removed after it was unpacked",
+        ),
+    ],
+    ids=["changed", "added", "removed"],
+)
+Change = Callable[[Path, str], None]
+
+
+@CHANGES
+def test_file_that_differs_from_what_was_unpacked_is_told_and_unpacked_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, do: Change, name: str, says: str
+) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    do(unpack(path), name)
+
+    assert files_in(unpack(path)) == FILES
+
+    [told] = [item for item in caplog.records if item.levelname == "WARNING"]
+    assert told.message == "unpacked_files_differ"
+    assert vars(told)["path"] == str(tmp_path / "models")
+    assert vars(told)["reason"] == says
+
+
+@pytest.mark.parametrize("name", ["weights.txt", "scale.txt"])
+def test_changed_copy_of_one_file_and_of_a_file_beside_it_are_copied_anew(
+    tmp_path: Path, name: str
+) -> None:
+    path, models = tmp_path / "weights.txt", tmp_path / "models"
+    path.write_bytes(b"notes")
+    (tmp_path / "scale.txt").write_bytes(b"2")
+    unpack_model(path, models, max_bytes=BIG, formats=[NotesFormat()])
+    change(models, name)
+
+    unpack_model(path, models, max_bytes=BIG, formats=[NotesFormat()])
+
+    assert files_in(models) == {"weights.txt": b"notes", "scale.txt": b"2"}
+
+
+def test_folder_of_an_earlier_version_of_this_program_is_unpacked_again_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    folder = unpack(path)
+    change(folder, "saved_model.pb")
+    (folder / ".files-sha256.json").unlink()
+
+    assert files_in(unpack(path)) == FILES
+    assert [item for item in caplog.records if item.levelname == "WARNING"] == []
+
+
+def test_folder_of_an_earlier_version_of_this_program_is_used_where_nothing_can_be_written(
+    tmp_path: Path,
+) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    (unpack(path) / ".files-sha256.json").unlink()
+
+    with read_only(tmp_path):
+        assert files_in(unpack(path)) == FILES
+
+
+def test_changed_folder_that_cant_be_written_is_refused(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    change(unpack(path), "saved_model.pb")
+    (tmp_path / ".models.lock").unlink()
+
+    with read_only(tmp_path), pytest.raises(ModelError, match="can't be written"):
+        unpack(path)
+
+
+def test_folder_that_another_process_replaces_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check without the lock finds a file gone, the one under the lock all of them there."""
+    path = zip_of(tmp_path / "saved_model.zip")
+    gone = unpack(path) / "saved_model.pb"
+    opened: list[Path] = []
+
+    def open_once(file: Path) -> BufferedReader:
+        if file == gone:
+            opened.append(file)
+            if len(opened) == 1:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+        return open_file(file)
+
+    monkeypatch.setattr("policy_server.formats.model_files.open_file", open_once)
+
+    assert files_in(unpack(path)) == FILES
+    assert len(opened) > 1
 
 
 def test_refused_zip_leaves_the_old_model_in_place(tmp_path: Path) -> None:
@@ -280,20 +401,18 @@ def test_processes_may_unpack_at_once(tmp_path: Path) -> None:
 
 def test_process_that_waited_for_another_finds_its_work(tmp_path: Path) -> None:
     path = zip_of(tmp_path / "saved_model.zip")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    models = tmp_path / "models"
+    models, of_the_other = tmp_path / "models", unpack_model(path, tmp_path / "o", max_bytes=BIG)
 
     with ThreadPoolExecutor(1) as executor:
         with (tmp_path / ".models.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             waiting = executor.submit(unpack, path)
             wait_until(lambda: is_waited_for(tmp_path / ".models.lock"))
-            models.mkdir()
-            (models / "saved_model.pb").write_bytes(b"of the other")
-            (models / ".source-sha256").write_text(digest)
+            inode = of_the_other.stat().st_ino
+            of_the_other.rename(models)
         assert waiting.result() == models
 
-    assert (models / "saved_model.pb").read_bytes() == b"of the other"
+    assert models.stat().st_ino == inode
 
 
 @pytest.fixture
@@ -322,7 +441,7 @@ def test_mount_point_is_filled_in_place(tmp_path: Path, mount_point: Path) -> No
     folder = unpack(path)
 
     assert folder.stat().st_ino == inode
-    assert set(contents(folder)) == {*FILES, ".source-sha256"}
+    assert set(contents(folder)) == {*FILES, *MARKS}
     assert path.exists()
 
 

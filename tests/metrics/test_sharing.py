@@ -160,7 +160,15 @@ def test_last_worker_leaves_no_file(tmp_path: Path) -> None:
     assert file_names(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", ['{"numbers": [', "[]", "\0", ""])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *('{"numbers": [', "[]", "\0", "", "[" * 100_000),
+        f'{{"numbers": [["x", [], {10**400}]], "histograms": []}}',
+        '{"numbers": [], "histograms": [["x", [], [Infinity], 1]]}',
+    ],
+    ids=["cut off", "list", "zero", "empty", "deep", "huge", "infinite"],
+)
 def test_broken_file_is_left_out_with_one_line(
     content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

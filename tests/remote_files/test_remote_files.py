@@ -18,13 +18,13 @@ from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
-import requests
 from pydantic import SecretStr
 
 import generate
 from policy_server.commands.fetch import fetch as fetch_command
 from policy_server.errors import ModelError, SchemaError, SettingsError
 from policy_server.remote_files import bring_files, fetch_files, parse_uri
+from policy_server.remote_files.failures import RedirectError
 from policy_server.remote_files.stores import http_session
 from policy_server.settings import Settings
 from tests.support.certificates import write_certificate
@@ -436,10 +436,10 @@ def test_redirects_are_followed_to_a_point(web: WebServer, settings: Settings) -
 
 def test_redirect_from_https_to_an_open_address_is_refused(web: WebServer) -> None:
     session = http_session(is_open_allowed=False)
-    with pytest.raises(requests.exceptions.InvalidSchema):
+    with pytest.raises(RedirectError, match="not encrypted"):
         session.get("http://store.example/p", timeout=1)
     web.answer("/a", Reply(status=302, headers={"Location": "http://store.example/p"}))
-    with pytest.raises(requests.exceptions.InvalidSchema):
+    with pytest.raises(RedirectError, match="not encrypted"):
         session.get(f"{web.url}/a", timeout=1)
 
 
@@ -495,6 +495,71 @@ def test_answer_against_the_protocol_is_one_line(settings: Settings, head: str, 
 
     with answered_by(Wrong) as url:
         assert_refused(settings, f"{url}/m?X-Amz-Signature=hush", f"{url}/m?...: ", says)
+
+
+_OK = b"HTTP/1.1 200 OK\r\n"
+_SHORT = b"Content-Length: 1\r\n\r\nx"
+_MOVED = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: %s\r\n\r\n"
+_TRIED = "; tried 4 times"
+_NO_ADDRESS = "is no address that can be asked, or redirects to such a one"
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "answered, but not in HTTP; is it a web server?" + _TRIED),
+        (b"HTTP/1.1 abc OK\r\n\r\n", "answered, but not in HTTP; is it a web server?" + _TRIED),
+        (b"HTTP/3.7 200 OK\r\n\r\n", "answered, but not in HTTP; is it a web server?" + _TRIED),
+        (
+            _OK + b"".join(b"X-%d: y\r\n" % number for number in range(300)) + _SHORT,
+            "answered with more than 100 headers" + _TRIED,
+        ),
+        (
+            _OK + b"X: " + b"y" * 100_000 + b"\r\n" + _SHORT,
+            "answered with a line of more than 65536 bytes among its headers" + _TRIED,
+        ),
+        (
+            b"HTTP/1.1 200 " + b"y" * 100_000 + b"\r\n" + _SHORT,
+            "answered with a line of more than 65536 bytes among its headers" + _TRIED,
+        ),
+        (b"", "ended the connection without an answer" + _TRIED),
+        (
+            _OK + b"Content-Length: 2\r\n" + _SHORT,
+            "answered with headers that contradict each other",
+        ),
+        (_MOVED % b"file:///etc/passwd", "redirects to an address without https://; refused"),
+        (_MOVED % b"ftp://store.example/p", "redirects to an address without https://; refused"),
+        (_MOVED % b"mailto:me@store.example", "redirects to an address without https://; refused"),
+        (_MOVED % b"http://127.0.0.1:99999/", _NO_ADDRESS),
+        (_MOVED % (b"https://" + b"a" * 70 + b".com/"), _NO_ADDRESS),
+        (_MOVED % b"https://[::1/p", "the answer can't be read"),
+    ],
+    ids=[
+        *("ssh", "status", "version", "many headers", "long header", "long status", "nothing"),
+        *("two sizes", "file", "ftp", "mailto", "port", "host", "brackets"),
+    ],
+)
+def test_answer_of_a_broken_web_server_is_told_as_it_is(
+    settings: Settings, answer: bytes, says: str
+) -> None:
+    class Broken(Handler):
+        def answer(self) -> None:
+            self.wfile.write(answer)
+
+    with answered_by(Broken) as url:
+        message = assert_refused(settings, f"{url}/m?X-Amz-Signature=hush", f"{url}/m?...: {says}")
+
+    assert "can't be reached" not in message
+
+
+def test_server_that_speaks_no_tls_is_not_told_as_one_of_a_wrong_certificate(
+    web: WebServer, settings: Settings
+) -> None:
+    address = web.answer("/m", Reply(NEW)).replace("http://", "https://")
+
+    assert_refused(
+        settings, address, "no encrypted connection can be made; does it serve https://?"
+    )
 
 
 def test_https_needs_a_certificate_that_can_be_verified(
@@ -809,6 +874,52 @@ def test_damaged_record_is_no_error(web: WebServer, settings: Settings) -> None:
     assert [headers.get("if-none-match") for _, headers in web.asked] == [None] * 5
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("etag", value) for value in (5, True, ["a"], {"a": 1}, "a\nb", "中", " a", "a\0")),
+        *(("identity", value) for value in (None, 5, ["a"])),
+        *(("sha256", value) for value in (None, 5, "", "0" * 63, "g" * 64, ["a"])),
+        *(("file_sha256", value) for value in (None, 5, ["a"])),
+        *(("size", value) for value in (None, "5", -1, 1.5, True, [5])),
+    ],
+)
+def test_record_with_a_damaged_field_is_as_none(
+    web: WebServer, settings: Settings, field: str, value: object
+) -> None:
+    address = web.answer("/m", Reply(NEW, headers={"ETag": '"1"'}))
+    fetch(settings, address)
+    path = settings.home / ".fetched.json"
+    good = path.read_text()
+    record = json.loads(good)
+    record["saved_model.zip"][field] = value
+    path.write_text(json.dumps(record))
+
+    assert fetch(settings, address) == ["unchanged"]
+
+    assert [headers.get("if-none-match") for _, headers in web.asked] == [None, None]
+    assert path.read_text() == good
+
+
+@pytest.mark.parametrize("etag", ['W/"1"', "é", "a b", "", "a\tb"])
+def test_any_etag_that_can_be_sent_is(web: WebServer, settings: Settings, etag: str) -> None:
+    address = web.answer("/m", Reply(NEW, headers={"ETag": etag}))
+
+    fetch(settings, address)
+    fetch(settings, address)
+
+    assert [headers.get("if-none-match") for _, headers in web.asked] == [None, etag or None]
+
+
+def test_etag_that_cant_be_sent_back_is_not_kept(web: WebServer, settings: Settings) -> None:
+    address = web.answer("/m", Reply(NEW, headers={"ETag": "a\x01b"}))
+
+    fetch(settings, address)
+    fetch(settings, address)
+
+    assert [headers.get("if-none-match") for _, headers in web.asked] == [None, None]
+
+
 def test_only_one_of_two_may_come_from_afar(web: WebServer, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", model_uri=SecretStr(web.answer("/m", Reply(NEW))))
     before = put_old(settings)
@@ -828,6 +939,16 @@ def test_setting_that_is_no_address_is_named(tmp_path: Path) -> None:
 
 def test_addresses_do_not_show_in_the_settings_text() -> None:
     assert "hush" not in repr(Settings(model_uri=SecretStr("https://h/p?hush")))
+
+
+def test_start_removes_the_new_file_of_one_that_was_killed_while_it_wrote(tmp_path: Path) -> None:
+    left = tmp_path / ".unfinished-0123456789abcdef"
+    left.touch()
+    os.utime(left, (1e9, 1e9))
+
+    bring_files(Settings(home=tmp_path), check=pass_any)
+
+    assert not left.exists()
 
 
 def test_without_addresses_nothing_is_made(tmp_path: Path) -> None:

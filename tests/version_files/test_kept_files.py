@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from policy_server.errors import DeploymentError, ModelError
-from policy_server.formats.model_files import identify_model
+from policy_server.formats.model_files import files_of_model, identify_model
 from policy_server.schema import PolicySection, read_schema_file
 from policy_server.serving import DeployedVersion, Deployment
 from policy_server.serving.deployment_file import DeploymentFile
@@ -598,6 +598,72 @@ def test_deployed_version_is_served_from_its_copy_when_the_store_has_another(
     again = files.prepare(section, version, nothing_fetched)
 
     assert again == folder
+
+
+@pytest.mark.parametrize("kind", ["address", "path", "upload"])
+@pytest.mark.parametrize("is_listed", [True, False], ids=["listed", "of an earlier program"])
+def test_damaged_copy_of_a_deployed_version_is_unpacked_anew_whatever_its_store_has(
+    files: VersionFiles,
+    section: PolicySection,
+    tmp_path: Path,
+    kind: str,
+    is_listed: bool,  # noqa: FBT001 -- pytest's own
+) -> None:
+    (tmp_path / "store").mkdir()
+    source = tmp_path / "store" / "policy.zip"
+    address = address_of(source)
+    version = (
+        uploaded(files, "v2")
+        if kind == "upload"
+        else DeployedVersion("v2", address if kind == "address" else str(source), 100.0)
+    )
+    folder = files.prepare(section, version, nothing_fetched)
+    good = {name: path.read_bytes() for name, path in files_of_model(folder).items()}
+    version = replace(version, digest=identify_model(folder).version)
+    for path in files_of_model(folder).values():
+        path.write_bytes(b"damaged")
+    if not is_listed:
+        (folder / ".files-sha256.json").unlink()
+    if kind != "path":
+        source.unlink()
+
+    again = files.prepare(section, version, nothing_fetched)
+
+    assert again == folder
+    assert {name: path.read_bytes() for name, path in files_of_model(again).items()} == good
+
+
+def test_deployed_copy_is_served_when_another_file_comes_to_lie_beside_its_path(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    source = tmp_path / "store" / "policy.zip"
+    shutil.copyfile(ZIP, source)
+    version = DeployedVersion("v2", str(source), 100.0)
+    folder = files.prepare(section, version, nothing_fetched)
+    version = replace(version, digest=identify_model(folder).version)
+    (source.parent / "vec_normalize.pkl").write_bytes(b"of another run")
+
+    assert identify_model(files.prepare(section, version, nothing_fetched)).version == (
+        version.digest
+    )
+
+
+def test_damaged_copy_of_a_deployed_path_that_is_gone_is_refused(
+    files: VersionFiles, section: PolicySection, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    source = tmp_path / "store" / "policy.zip"
+    address_of(source)
+    version = DeployedVersion("v2", str(source), 100.0)
+    folder = files.prepare(section, version, nothing_fetched)
+    version = replace(version, digest=identify_model(folder).version)
+    for path in files_of_model(folder).values():
+        path.write_bytes(b"damaged")
+    source.unlink()
+
+    with pytest.raises(ModelError, match=r"was changed after it was unpacked; put the zip or"):
+        files.prepare(section, version, nothing_fetched)
 
 
 def earlier(folder: Path, name: str) -> tuple[Path, int]:
