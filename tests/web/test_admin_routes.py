@@ -409,7 +409,7 @@ async def test_address_that_no_file_can_have_is_no_address(home: Path) -> None:
         answer = await admin(client, "POST", VERSIONS, json={"model": "a\0b"})
 
     assert answer.status_code == 409
-    assert 'the body is no {"model"' in answer.text
+    assert "the body is no" in answer.text
 
 
 async def test_address_of_an_unknown_kind_is_refused_by_the_name_that_was_asked(home: Path) -> None:
