@@ -235,7 +235,7 @@ class SessionConflictError(PolicyServerError):
 
 
 class UnreadableSessionError(SessionConflictError):
-    """What is kept of a session is damaged, or of a form that this release does not know."""
+    """The record of a session is damaged, or of a form that this release does not know."""
 
 
 class BodyTimeoutError(PolicyServerError):
