@@ -39,6 +39,7 @@ __all__ = [
     "SeveralPoliciesError",
     "UnauthorizedError",
     "UnknownSessionError",
+    "UnreadableSessionError",
     "UnsupportedAnswerError",
     "UnsupportedEncodingError",
     "UpgradeRequiredError",
@@ -231,6 +232,10 @@ class SessionConflictError(PolicyServerError):
     """A step that does not follow the session's last one, or whose version has been unloaded."""
 
     status = 409
+
+
+class UnreadableSessionError(SessionConflictError):
+    """The record of a session is damaged, or of a form that this release does not know."""
 
 
 class BodyTimeoutError(PolicyServerError):

@@ -73,7 +73,13 @@ def build_app() -> Application:
     keys = KeyRing(keys_of(settings, file))
     warn_of_public_key(keys.keys, host=host_of(sys.argv))
 
-    policies = Policies(settings, file, is_alone=process.worker is None)
+    worker = process.worker
+    policies = Policies(
+        settings,
+        file,
+        is_alone=worker is None,
+        begun_with=dict if worker is None else worker.begun_with,
+    )
 
     @asynccontextmanager
     async def running() -> AsyncIterator[None]:

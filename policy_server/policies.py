@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -39,6 +40,8 @@ from policy_server.version_files import Fetch, VersionFiles
 
 __all__ = ["Policies"]
 
+logger = logging.getLogger(__name__)
+
 BackendsOpener = Callable[[], AbstractAsyncContextManager[Backends]]
 
 
@@ -58,6 +61,7 @@ class Policies:
         *,
         opening: BackendsOpener | None = None,
         is_alone: bool = True,
+        begun_with: Callable[[Mapping[str, str]], Mapping[str, str]] = dict,
     ) -> None:
         """Own the registry and, while `running`, the backends; nothing is loaded yet.
 
@@ -66,6 +70,8 @@ class Policies:
             file: the contents of schema.yaml.
             opening: opens backends that others use too; None opens those that the settings name.
             is_alone: whether no other web process answers at the same address.
+            begun_with: returns the digests of schema.yaml and the policies' files that the server
+                began with, by the policies' names, for those that this web process has found.
 
         Raises:
             SettingsError: if a setting names the model of one policy, and there are several, or if
@@ -83,6 +89,7 @@ class Policies:
         self._backends: Backends | None = None
         self._deployers: list[Deployer] = []
         self._files = VersionFiles(settings)
+        self._begun_with = begun_with
         self._sections = {section.name: section for section in file}
         self._file = file
         self._sessions = session_store(settings, self.metrics, is_alone=is_alone)
@@ -128,14 +135,21 @@ class Policies:
         async with self._open_backends() as backends, AsyncExitStack() as stack:
             self._backends = backends
             await stack.enter_async_context(self._sessions.running())
-            basis = await asyncio.to_thread(self._files.basis, self._file)
+            found = await asyncio.to_thread(self._files.basis, self._file)
+            basis = await asyncio.to_thread(self._begun_with, found)
+            changed = {name for name, digest in found.items() if basis[name] != digest}
             store = self._store_of(basis, await backends.shared_records())
-            self._deployers = deployers = [self._deployer(slot, store) for slot in self.registry]
+            self._deployers = deployers = [
+                self._deployer(slot, store, has_other_files=slot.name in changed)
+                for slot in self.registry
+            ]
             for deployer in deployers:
                 await asyncio.to_thread(deployer.plan)
             await stack.enter_async_context(self.registry.running())
             for deployer in deployers:
                 deployer.adopt()
+                if deployer.slot.name in changed:
+                    _warn_of_other_files(deployer.slot)
                 section = self._sections[deployer.slot.name]
                 named = partial(store.named, section.name)
                 await asyncio.to_thread(self._files.clear, section, named)
@@ -167,7 +181,9 @@ class Policies:
 
         return SharedDeployments(records, file, basis, uploads)
 
-    def _deployer(self, slot: PolicySlot, store: DeploymentStore) -> Deployer:
+    def _deployer(
+        self, slot: PolicySlot, store: DeploymentStore, *, has_other_files: bool
+    ) -> Deployer:
         opener = self._opener(self._sections[slot.name], partial(store.fetch, slot.name))
         return Deployer(
             slot,
@@ -175,6 +191,7 @@ class Policies:
             store,
             forget=partial(self._files.forget, slot.name),
             session_drain_s=self._settings.session_drain_s,
+            has_other_files=has_other_files,
         )
 
     def _opener(self, section: PolicySection, fetch: Fetch) -> VersionOpener:
@@ -205,6 +222,20 @@ def _versions_of(section: PolicySection) -> list[DeployedVersion]:
         DeployedVersion(item.name, item.model, item.traffic, is_shadow=item.is_shadow)
         for item in section.versions
     ] or [DeployedVersion("", section.model, ALL_TRAFFIC)]
+
+
+def _warn_of_other_files(slot: PolicySlot) -> None:
+    """Log that a web process began over other files than those beside it, and what it serves."""
+    logger.warning(
+        "policy_files_changed",
+        extra={
+            "policy": slot.name,
+            "live": None if slot.live is None else slot.live.label,
+            "reason": "schema.yaml or the policy's files were replaced while the server runs: this "
+            "web process serves what is deployed, or the new files where that can't be had, and "
+            "others may still have the old files; deploy a version, or start the server again",
+        },
+    )
 
 
 def _not_fetched(_model: str, _target: Path) -> bool:

@@ -27,6 +27,7 @@ STATUSES = {
     "SessionStoreError": 503,
     "UnauthorizedError": 401,
     "UnknownSessionError": 404,
+    "UnreadableSessionError": 409,
     "ForbiddenOriginError": 403,
     "UnsupportedAnswerError": 501,
     "UnsupportedEncodingError": 415,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing import parent_process
 from pathlib import Path
 
 from policy_server.errors import SettingsError
+from policy_server.files.atomic import write_whole
 from policy_server.files.locks import FileLock
 from policy_server.files.shared_folders import share_folder
 
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 _PURPOSE = "metrics"
 _LAST_WORD = "failed"
 _SERVING = "serving-"
+_BEGUN = "begun.json"
 _OTHERS_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 # An argument of each worker; multiprocessing's other child, which tracks resources, has none.
@@ -56,6 +59,28 @@ class Worker:
         self._parents_end = parent.sentinel
         shared = share_folder(_PURPOSE, parent=self.supervisor)
         self.folder, self.is_first = shared.path, shared.is_new
+
+    def begun_with(self, digests: Mapping[str, str]) -> dict[str, str]:
+        """Return the digests of the files that the first of the workers began with.
+
+        One that takes the place of a worker finds other files where somebody has replaced them.
+
+        Args:
+            digests: those of the files that this worker has found, each by a name; they hold for
+                names that no worker before it knew.
+
+        Raises:
+            OSError: if the workers' folder can't be used.
+        """
+        # A worker that was the last one may have removed it.
+        share_folder(_PURPOSE, parent=self.supervisor)
+        path = self.folder / _BEGUN
+        with FileLock(self.folder, is_folder=True):
+            known = json.loads(path.read_text()) if path.exists() else {}
+            found = {**digests, **known}
+            if found != known:
+                write_whole(path, json.dumps(found))
+        return found
 
     def note_serving(self) -> None:
         """Note that this worker serves: one that can't start does not end it any more."""
@@ -106,6 +131,7 @@ class Worker:
             # Those that were killed could not remove theirs.
             for path in self._serving():
                 path.unlink(missing_ok=True)
+            (self.folder / _BEGUN).unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
 

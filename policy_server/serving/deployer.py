@@ -64,6 +64,7 @@ class Deployer:
         forget: Callable[[DeployedVersion], None] = lambda _version: None,
         period_s: float = _PERIOD_S,
         session_drain_s: float = 0.0,
+        has_other_files: bool = False,
     ) -> None:
         """Own the slot's versions while `run` runs; nothing is loaded yet.
 
@@ -75,8 +76,11 @@ class Deployer:
             period_s: how often the store is looked at, in seconds.
             session_drain_s: for how long a version waits for its episodes and sessions to end, in
                 seconds.
+            has_other_files: whether the policy's own files are others than those that the kept
+                deployment was made over: they are served where it can't be.
         """
         self.slot = slot
+        self._has_other_files = has_other_files
         self.deployment: Deployment | None = None
         self._opener = opener = as_deployed(opener)
         self._stored = StoredDeployment(slot, store)
@@ -112,7 +116,8 @@ class Deployer:
                         stands_in_for=kept.live if item.name == kept.former else "",
                     )
                     for item in kept
-                ]
+                ],
+                is_own_next=self._has_other_files,
             )
 
     def adopt(self) -> None:

@@ -202,13 +202,14 @@ class Deployment:
         answering = [item.name for item in self if item.percent > 0.0 and item.name != self.live]
         trial = [] if self.waiting_for is None else [self.waiting_for.version]
         if answering or trial:
-            gone = {*answering, *trial}
+            # The former version may be on trial; it stays for the next rollback.
+            gone = {*answering, *trial} - {self.former}
             kept = [
                 replace(item, percent=ALL_TRAFFIC if item.name == self.live else 0.0)
                 for item in self
                 if item.name not in gone
             ]
-            return self._with(kept, reason=reason)
+            return replace(self._with(kept, reason=reason), waiting_for=None)
         if self.former is None:
             live = f"version {self.live}" if self.versions else "no version"
             raise DeploymentError(f"{live} is live, and none before it is loaded; deploy one")

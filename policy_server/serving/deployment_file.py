@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from policy_server.errors import DeploymentChangedError, DeploymentError
 from policy_server.files.atomic import write_whole
 from policy_server.files.locks import FileLock
 from policy_server.files.regular import failure_of_system, read_json, unread
 from policy_server.serving.deployment import DeployedVersion, Deployment
+from policy_server.serving.kept_deployment import kept_deployment
 
 __all__ = ["DeploymentFile"]
 
@@ -27,7 +26,6 @@ _NAME = "versions.json"
 _DAMAGED = "versions.json.damaged"
 _LOCK = ".versions.lock"
 _PRIVATE = 0o600
-_ADAPTER = TypeAdapter(Deployment)
 
 
 class DeploymentFile:
@@ -69,10 +67,12 @@ class DeploymentFile:
             if entry["basis"] != self._basis.get(policy):
                 self._tell(policy, "schema.yaml or the policy's files have changed since")
                 return None
-            return _ADAPTER.validate_python(entry["deployment"])
-        except (KeyError, TypeError, ValidationError):
+            return kept_deployment(entry["deployment"])
+        except (KeyError, TypeError):
             self._tell(policy, "it is damaged")
-            return None
+        except ValueError as error:
+            self._tell(policy, f"it is damaged: {error}")
+        return None
 
     def named(self, policy: str) -> Sequence[DeployedVersion]:
         """Return a policy's versions, deployed over any files; see `DeploymentStore.named`."""
@@ -83,7 +83,7 @@ class DeploymentFile:
             )
         try:
             entry = self._parsed().get(policy)
-            kept = () if entry is None else _ADAPTER.validate_python(entry["deployment"])
+            kept = () if entry is None else kept_deployment(entry["deployment"])
         except FileNotFoundError:
             return ()
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -128,7 +128,7 @@ class DeploymentFile:
         try:
             entry = self._parsed().get(policy)
             if entry is not None:
-                _ADAPTER.validate_python(entry["deployment"])
+                kept_deployment(entry["deployment"])
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError):

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-
-from pydantic import TypeAdapter, ValidationError
 
 from policy_server.backends.shared_records import SharedRecords
 from policy_server.errors import DeploymentChangedError, DeploymentError
 from policy_server.serving.deployment import DeployedVersion, Deployment
 from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.serving.kept_deployment import kept_deployment
 
 __all__ = ["SharedDeployments"]
 
 logger = logging.getLogger(__name__)
-
-_ADAPTER = TypeAdapter(Deployment)
 
 
 class SharedDeployments:
@@ -49,6 +48,8 @@ class SharedDeployments:
         self._basis = basis
         self._uploads = uploads
         self._seen: dict[str, Deployment] = {}
+        # The damaged records that the log was told of, by their policies.
+        self._damaged: dict[str, str] = {}
 
     def read(self, policy: str) -> Deployment | None:
         """Return a policy's deployment; see `DeploymentStore.read`."""
@@ -91,7 +92,7 @@ class SharedDeployments:
         return self._file.read(policy) if kept is None else None
 
     def _put(self, policy: str, deployment: Deployment, *, before: str | None) -> bool:
-        text = _ADAPTER.dump_json(deployment).decode()
+        text = json.dumps(asdict(deployment))
         folders = self._uploads(policy, deployment)
         return self._records.write(self._key(policy), text, before=before, folders=folders)
 
@@ -109,9 +110,14 @@ class SharedDeployments:
         if text is None:
             return None
         try:
-            return _ADAPTER.validate_json(text)
-        except ValidationError:
-            logger.warning("deployment_not_used", extra={"policy": policy, "reason": "damaged"})
+            return kept_deployment(json.loads(text))
+        except ValueError as error:
+            if self._damaged.get(policy) != text:
+                self._damaged[policy] = text
+                logger.warning(
+                    "deployment_not_used",
+                    extra={"policy": policy, "reason": f"the cluster's is damaged: {error}"},
+                )
             return None
 
     def _key(self, policy: str) -> str:

@@ -107,6 +107,7 @@ class PolicySlot:
         self.schema = schema
         self._planned = [PlannedVersion("", planned)] if callable(planned) else list(planned)
         self._own = self._planned
+        self._is_own_next = False
         self._models: dict[str, str | None] = {}
         self._settings = settings
         self.metrics = metrics.of(name)
@@ -302,20 +303,22 @@ class PolicySlot:
         if not self._streams[version]:
             del self._streams[version]
 
-    def plan(self, planned: Sequence[PlannedVersion]) -> None:
+    def plan(self, planned: Sequence[PlannedVersion], *, is_own_next: bool = False) -> None:
         """Take other versions to begin with, such as those that were deployed before a restart.
 
         Args:
             planned: the versions.
+            is_own_next: whether the policy's own files are tried where none of these can be loaded.
         """
         self._planned = list(planned)
+        self._is_own_next = is_own_next
 
     async def start(self) -> None:
         """Load the planned versions, and split the questions among them.
 
         One that can't be loaded leaves its share to the one that stands in for it, else to the
         others. Where none that answers can be loaded, the policy's own address is tried, whose
-        files may be others than those that were deployed.
+        files may be others than those that were deployed, or its own files if `plan` says so.
 
         Raises:
             PolicyServerError: if no version that answers can be loaded.
@@ -325,7 +328,7 @@ class PolicySlot:
             await self._start(self._planned, refusals)
         except PolicyServerError:
             are_others = any(isinstance(error, OtherFilesError) for error in refusals)
-            if not are_others or not self._has_own_address():
+            if not (self._is_own_next or (are_others and self._has_own_address())):
                 raise
             # It may have other files by now, and is named after them: they win.
             await self._start(self._own, [])

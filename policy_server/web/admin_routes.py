@@ -168,6 +168,6 @@ async def _address_in(request: Request) -> str:
         address = _Address.model_validate_json(bytes(body)).model.strip()
     except ValidationError as error:
         raise DeploymentError(_NO_ADDRESS) from error
-    if not address:
+    if not address or "\0" in address:
         raise DeploymentError(_NO_ADDRESS)
     return address

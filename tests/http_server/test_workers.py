@@ -54,6 +54,30 @@ def test_one_of_workers_that_stop_together_is_the_last(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_worker_that_comes_later_has_the_digests_that_the_first_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    parent = SimpleNamespace(pid=os.getppid(), sentinel=0)
+    monkeypatch.setattr(workers, "parent_process", lambda: parent)
+    first, later = Worker(), Worker()
+
+    begun = first.begun_with({"door": "old"})
+    joined = later.begun_with({"door": "new", "gate": "first"})
+    again = first.begun_with({"door": "newer", "gate": "second"})
+    first.leave()
+    is_left = list(tmp_path.iterdir())
+    anew = Worker()
+    afterwards = anew.begun_with({"door": "newer"})
+    anew.leave()
+
+    assert begun == {"door": "old"}
+    assert joined == again == {"door": "old", "gate": "first"}
+    assert afterwards == {"door": "newer"}
+    assert is_left == list(tmp_path.iterdir()) == []
+
+
 async def test_supervisor_that_is_ending_is_none_though_it_is_still_the_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

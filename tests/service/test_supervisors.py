@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -178,6 +179,59 @@ def test_worker_that_cannot_start_does_not_end_those_that_serve(tmp_path: Path) 
 
     assert answer.status_code == httpx.codes.OK
     assert not list(tmp_path.glob("ps-*"))
+
+
+def versions_that_answer(server: Server) -> set[str]:
+    """Ask by so many connections that each worker gets some, and return who answered."""
+    observation, headers = CASES[0]["observation"], {"access-token": KEY}
+    answers = [
+        asking.post(f"{server.url}/predict", json=observation, headers=headers) for _ in range(24)
+    ]
+    assert {answer.status_code for answer in answers} == {httpx.codes.OK}
+    return {answer.headers["x-policy-version"] for answer in answers}
+
+
+@pytest.mark.parametrize("is_deployed", [True, False], ids=["deployed", "nothing deployed"])
+def test_worker_that_is_started_over_other_files_follows_the_others(
+    tmp_path: Path, *, is_deployed: bool
+) -> None:
+    home = compiled_home_of("ppo_discrete", tmp_path / "home")
+    archive = home / "saved_model.zip"
+    upload = archive.read_bytes()
+    environment = {"POLICY_SERVER_BACKEND": "local", "POLICY_SERVER_ADMIN_KEY": "admin"}
+
+    def change(server: Server, path: str, content: bytes | None = None) -> None:
+        answer = asking.post(
+            f"{server.url}/admin/policies/default/{path}",
+            content=content,
+            headers={"access-token": "admin", "content-type": "application/zip"},
+            timeout=120,
+        )
+        assert answer.is_success, answer.text
+
+    with running_server(home, "--workers", "2", environment=environment) as server:
+        server.child.wait_until(lambda: server.output().count(SERVING) == 2)
+        if is_deployed:
+            change(server, "versions?version=v2", upload)
+            wait_until(lambda: versions_that_answer(server) == {"v2"})
+        with zipfile.ZipFile(archive) as old, zipfile.ZipFile(tmp_path / "new", "w") as new:
+            for member in old.infolist():
+                new.writestr(member.filename, old.read(member))
+        (tmp_path / "new").replace(archive)
+        workers = [pid for pid in descendants(server.process.pid) if "spawn" in command_line(pid)]
+
+        os.kill(workers[0], signal.SIGKILL)
+        server.child.wait_until(lambda: server.output().count(SERVING) == 3)
+        after = versions_that_answer(server)
+        change(server, "versions?version=v3", upload)
+        wait_until(lambda: versions_that_answer(server) == {"v3"})
+        change(server, "rollback")
+        wait_until(lambda: "v3" not in versions_that_answer(server))
+        rolled_back = versions_that_answer(server)
+
+        assert server.output().count("policy_files_changed") == 1
+    if is_deployed:
+        assert (after, rolled_back) == ({"v2"}, {"v2"})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -150,6 +150,7 @@ def deployer_of(
     session_drain_s: float = 0.0,
     sessions: SessionStore | None = None,
     opening: VersionOpener = opener,
+    has_other_files: bool = False,
 ) -> Deployer:
     """Return a deployer of a policy that begins with one version."""
     planned = [PlannedVersion("v1", opening(V1), V1.model)]
@@ -162,6 +163,7 @@ def deployer_of(
         DeploymentFile(home, {"door": basis}),
         period_s=0.01,
         session_drain_s=session_drain_s,
+        has_other_files=has_other_files,
     )
 
 
@@ -654,6 +656,35 @@ async def test_deployment_of_other_files_is_not_used(tmp_path: Path) -> None:
     assert other.slot.choose().label == "v1"
     await other.aclose()
     await other.slot.aclose()
+
+
+@pytest.mark.parametrize("has_other_files", [True, False])
+async def test_web_process_over_other_files_serves_them_where_what_is_deployed_is_gone(
+    tmp_path: Path, *, has_other_files: bool
+) -> None:
+    gone = DeployedVersion("v2", BROKEN, 100.0)
+    DeploymentFile(tmp_path, {"door": "today"}).write(
+        "door", replace(Deployment.begin([gone]), serial=1)
+    )
+    deployer = deployer_of(tmp_path, has_other_files=has_other_files)
+    if not has_other_files:
+        with pytest.raises(ModelError, match="broken"):
+            await start(deployer)
+        return
+
+    await start(deployer)
+    begun = deployer.slot.choose().label
+    running = asyncio.create_task(deployer.run())
+    v3 = DeployedVersion("v3", "v3.zip", 100.0)
+    DeploymentFile(tmp_path, {"door": "today"}).write(
+        "door", replace(Deployment.begin([gone]).deployed(v3), serial=2)
+    )
+    await until(lambda: deployer.slot.choose().label == "v3")
+
+    assert begun == "v1"
+    running.cancel()
+    await deployer.aclose()
+    await deployer.slot.aclose()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"door": {}}', '{"door": {"basis": "today"}}'])

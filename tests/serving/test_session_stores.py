@@ -244,8 +244,8 @@ def test_record_of_a_release_before_is_read_from_redis(before: int) -> None:
     form, *values = msgpack.unpackb(encode_record(kept))
     for version in values[9][0].values():
         del version[2:]
-    found = decode_record(FIRST, msgpack.packb([form - before, *values[:-before]]))
-    now = decode_record(FIRST, encode_record(kept))
+    found = decode_record(TEAM, FIRST, msgpack.packb([form - before, *values[:-before]]))
+    now = decode_record(TEAM, FIRST, encode_record(kept))
 
     assert now.team is not None
     assert (now.client, now.schema, now.team.versions) == ("key:plant", "s0", team.versions)

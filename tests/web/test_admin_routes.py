@@ -404,6 +404,14 @@ async def test_path_that_is_missing_is_refused_with_its_name(home: Path, tmp_pat
     assert answer.json()["detail"].startswith(f"model: {missing}: not found")
 
 
+async def test_address_that_no_file_can_have_is_no_address(home: Path) -> None:
+    async with served(home) as client:
+        answer = await admin(client, "POST", VERSIONS, json={"model": "a\0b"})
+
+    assert answer.status_code == 409
+    assert "the body is no" in answer.text
+
+
 async def test_address_of_an_unknown_kind_is_refused_by_the_name_that_was_asked(home: Path) -> None:
     async with served(home) as client:
         answer = await admin(client, "POST", VERSIONS, json={"model": "gopher://x"})

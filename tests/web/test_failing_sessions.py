@@ -267,12 +267,11 @@ async def test_database_that_is_not_there_is_told() -> None:
             await refused(process, f"/sessions/{'a' * 32}", "refuses what it is asked for")
 
 
-async def test_record_of_another_kind_is_told() -> None:
+async def test_group_of_another_kind_is_told() -> None:
     with redis_server() as store:
         async with web_process(store.url) as process:
             session = await process.begin()
-            store.ask("DEL", key_of(session))
-            store.ask("SET", key_of(session), "a text")
+            store.ask("SET", "policy-server:group::default", "a text")
             answer = await process.step(session)
 
     assert_error(answer, 503, "refuses what it is asked for")

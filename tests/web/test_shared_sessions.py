@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
+import httpx
 import msgpack
 import pytest
 
@@ -17,7 +19,7 @@ from tests.fuzz.session_steps import begin, compare_sessions, step_of, steps_of
 from tests.support.connections import Server
 from tests.support.fakes import FakeBackend, gated, hold, opened, summing_backend
 from tests.support.redis_servers import RedisServer, redis_server
-from tests.support.shared_sessions import key_of, two, web_process
+from tests.support.shared_sessions import WebProcess, key_of, two, web_process
 from tests.support.waiting import until
 from tests.support.web import SCHEMA, assert_error
 
@@ -448,40 +450,112 @@ async def test_record_that_cannot_be_read_is_one_clear_error(
         assert_error(answer, 409, "can't be read", says, "POST /sessions")
 
 
-REFUSED = (503, "refuses what it is asked for")
 DAMAGED = (409, "can't be read (it is damaged)")
+JUNK = b"\xff\x00junk"
+
+
+async def answers_of(process: WebProcess, session: str) -> list[httpx.Response]:
+    """Ask for a session in each way, and delete it in the end."""
+    return [
+        await process.client.get(session),
+        await process.step(session),
+        await process.client.post(f"{session}/reset"),
+        await process.client.delete(session),
+        await process.client.get(session),
+    ]
+
+
+def assert_damaged_and_removed(answers: list[httpx.Response]) -> None:
+    """Hold the answers about a damaged session, which could be deleted."""
+    for answer in answers[:3]:
+        assert_error(answer, *DAMAGED)
+    assert answers[3].is_success, answers[3].text
+    assert answers[4].status_code == 404
+
+
+# By its place in the list that a record is: wrong types, and what does not fit the rest.
+WRONG_VALUES: dict[int, list[Any]] = {
+    1: [7, None, "", "other"],
+    2: [7, None],
+    3: [7, None],
+    4: [7, None, "text", b"abc"],
+    5: ["1", None, 1.0, -1, True],
+    6: ["1", 1.0, b"1"],
+    7: [7, None, b"e"],
+    8: [7, None, "yes"],
+    9: [7, [], [b"a", "b"], ["a", b"b"], [b"a", b"b", b"c"]],
+    10: [7, [], [{}, {}], [[], []]],
+    11: [7, None],
+    12: [7, None],
+}
 
 
 @pytest.mark.parametrize(
-    ("field", "expected"),
+    ("place", "value"), [(place, it) for place, them in WRONG_VALUES.items() for it in them]
+)
+async def test_record_with_a_wrong_value_is_damaged(
+    store: RedisServer, place: int, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with web_process(store.url) as process:
+        session = await process.begin(seed=3)
+        record = msgpack.unpackb(store.ask("HGET", key_of(session), "record"))
+        record[place] = value
+        store.ask("HSET", key_of(session), "record", msgpack.packb(record))
+
+        assert_damaged_and_removed(await answers_of(process, session))
+
+    assert "sessions_unreachable" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
     [
-        ("policy", [DAMAGED, DAMAGED, DAMAGED]),
-        ("record", [DAMAGED, DAMAGED, DAMAGED]),
-        ("owner", [REFUSED, REFUSED, REFUSED]),
-        # No request has the session, so that it may go.
-        ("until", [REFUSED, REFUSED, None]),
-        ("queue", [REFUSED, REFUSED, REFUSED]),
-        ("groups", [None, None, None]),
-        ("done", [None, None, None]),
+        *(("policy", JUNK), ("record", JUNK), ("owner", JUNK), ("until", JUNK)),
+        *(("until", b"nan"), ("queue", JUNK), ("queue", msgpack.packb(7))),
+        *(("queue", msgpack.packb([7])), ("queue", msgpack.packb([["token", "soon"]]))),
+        *(("record", None), ("policy", None), ("groups", None)),
     ],
 )
-async def test_session_with_a_damaged_field_is_one_clear_error_or_an_answer(
-    store: RedisServer, field: str, expected: list[tuple[int, str] | None]
+async def test_session_with_a_damaged_field_is_damaged_and_can_be_deleted(
+    store: RedisServer, field: str, value: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with web_process(store.url) as process:
+        session, other = await process.begin(), await process.begin()
+        if value is None:
+            store.ask("HDEL", key_of(session), field)
+        else:
+            store.ask("HSET", key_of(session), field, value)
+
+        assert_damaged_and_removed(await answers_of(process, session))
+        assert (await process.step(other)).is_success
+        assert store.ask("ZCARD", "policy-server:group::default") == 1
+
+    assert "sessions_unreachable" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["SET", "RPUSH"])
+async def test_key_of_another_type_is_a_damaged_session(
+    store: RedisServer, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with web_process(store.url) as process:
         session = await process.begin()
-        store.ask("HSET", key_of(session), field, b"\xff\x00junk")
-        answers = [
-            await process.client.get(session),
-            await process.step(session),
-            await process.client.delete(session),
-        ]
+        store.ask("DEL", key_of(session))
+        store.ask(kind, key_of(session), "text")
 
-    for answer, error in zip(answers, expected, strict=True):
-        if error is None:
-            assert answer.is_success
-        else:
-            assert_error(answer, *error)
+        assert_damaged_and_removed(await answers_of(process, session))
+
+    assert "sessions_unreachable" not in caplog.text
+
+
+@pytest.mark.parametrize("field", ["groups", "done"])
+async def test_field_that_no_answer_depends_on_may_hold_anything(
+    store: RedisServer, field: str
+) -> None:
+    async with web_process(store.url) as process:
+        session = await process.begin()
+        store.ask("HSET", key_of(session), field, JUNK)
+
+        assert all(answer.is_success for answer in (await answers_of(process, session))[:4])
 
 
 async def test_memory_of_another_width_is_refused(store: RedisServer) -> None:

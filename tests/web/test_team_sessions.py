@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
+import msgpack
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
@@ -386,6 +387,45 @@ async def test_web_processes_share_the_sessions_of_a_team_in_redis() -> None:
     assert actions_of(after) == {"hunter_1": 2, "hunter_2": 2}
     assert counts == [1, 1]
     assert_error(gone, 404, "is unknown")
+
+
+WRONG_TEAMS: dict[str, tuple[int, Any]] = {
+    "no team": (10, None),
+    "version without a digest": (10, [{"hunter": ["hunter012"]}, {}]),
+    "version of four parts": (10, [{"hunter": ["a", "b", "c", "d"]}, {}]),
+    "agent without a memory": (10, [{}, {"hunter_1": ["hunter", None, 0, True]}]),
+    "number for a policy": (10, [{}, {"hunter_1": [7, b"", 0, True]}]),
+    "number for an agent": (10, [{}, {7: ["hunter", b"", 0, True]}]),
+    "another policy's": (1, "hunter"),
+}
+
+
+@pytest.mark.parametrize(("place", "value"), WRONG_TEAMS.values(), ids=WRONG_TEAMS)
+async def test_record_of_a_team_with_a_wrong_value_is_damaged(place: int, value: object) -> None:
+    def store(settings: Settings, metrics: Metrics) -> RedisSessions:
+        return RedisSessions(SecretStr(server.url), settings, metrics)
+
+    with redis_server() as server:
+        async with (
+            served_team(open_sessions=store) as team,
+            team.slots["hunter"].sessions.running(),
+        ):
+            session = await begun(team, seed=5)
+            await stepped(team, session, observed(hunter_1=1))
+            key = f"policy-server:session:{session.rpartition('/')[2]}"
+            record = msgpack.unpackb(server.ask("HGET", key, "record"))
+            record[place] = value
+            server.ask("HSET", key, "record", msgpack.packb(record))
+            answers = [
+                await stepped(team, session, observed(hunter_1=1)),
+                await team.client.get(f"{session}/agents"),
+                await team.client.post(f"{session}/reset/agents", json={}),
+            ]
+            deleted = await team.client.delete(f"{session}/agents")
+
+    for answer in answers:
+        assert_error(answer, 409, "can't be read (it is damaged)")
+    assert deleted.is_success
 
 
 async def test_steps_of_a_team_in_redis_get_the_same_bytes_three_ways() -> None:

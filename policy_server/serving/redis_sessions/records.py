@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgpack
 import numpy as np
+from pydantic import Field, TypeAdapter
 
-from policy_server.errors import SessionConflictError
+from policy_server.errors import UnreadableSessionError
 from policy_server.policy import Float32Array
 from policy_server.serving.session_store import AnsweredStep, SessionRecord
-from policy_server.serving.team_record import AgentRecord, TeamRecord, VersionName
+from policy_server.serving.team_record import TEAM, AgentRecord, TeamRecord, VersionName
 
-__all__ = ["decode_policy", "decode_record", "encode_record"]
+__all__ = ["damaged_session", "decode_policy", "decode_record", "encode_record"]
 
 # Of the list in `encode_record`: it changes with what the list holds.
 _FORM = 3
 # Each without the last value of the next one: the schema, and the client.
 _FORMS_BEFORE = (2, 1)
 _NUMBERS = np.dtype("<f4")
+
+_Count: TypeAlias = Annotated[int, Field(ge=0)]
+_Team: TypeAlias = tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, bytes, _Count, bool]]]
+
+
+class _Values(NamedTuple):
+    """The values of the list in `encode_record` behind its form, with their types."""
+
+    policy: str
+    version: str
+    digest: str
+    state: bytes
+    steps: _Count
+    seed: int | None
+    episode_id: str
+    has_action: bool
+    last: tuple[bytes, bytes | None] | None
+    team: _Team | None
+    client: str = ""
+    schema: str = ""
+
+
+_VALUES = TypeAdapter(_Values)
 
 
 def encode_record(record: SessionRecord) -> bytes:
@@ -61,24 +84,27 @@ def _state_bytes(state: Float32Array) -> bytes:
     return state.astype(_NUMBERS, copy=False).tobytes()
 
 
-def decode_record(session_id: str, packed: bytes) -> SessionRecord:
+def decode_record(policy: str, session_id: str, packed: bytes) -> SessionRecord:
     """Return the record of a session.
 
     Args:
+        policy: the name of its policy; `TEAM` for a team.
         session_id: the session's name.
         packed: the bytes of the record.
 
     Raises:
-        SessionConflictError: if they are no record, or one of another form.
+        UnreadableSessionError: if they are no record, or one of another form.
     """
     try:
-        form, *values = msgpack.unpackb(packed)
+        form, *values = msgpack.unpackb(packed, use_list=False)
         if form in (_FORM, *_FORMS_BEFORE):
-            return _record(session_id, *values)
-        reason = f"form {form!r}, expected {_FORM}"
-    except (ValueError, TypeError, AttributeError, msgpack.UnpackException):
-        reason = "it is damaged"
-    raise _unreadable(reason)
+            record = _record(session_id, _VALUES.validate_python((*values,), strict=True))
+            if record.policy == policy and (record.team is not None) == (policy == TEAM):
+                return record
+            raise damaged_session()
+        raise _unreadable(f"form {form!r}, expected {_FORM}")
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise damaged_session() from error
 
 
 def decode_policy(packed: bytes) -> str:
@@ -88,54 +114,47 @@ def decode_policy(packed: bytes) -> str:
         packed: the bytes of the name.
 
     Raises:
-        SessionConflictError: if they are no text.
+        UnreadableSessionError: if they are no text.
     """
     try:
         return packed.decode()
     except UnicodeDecodeError as error:
-        raise _unreadable("it is damaged") from error
+        raise damaged_session() from error
 
 
-def _unreadable(reason: str) -> SessionConflictError:
-    return SessionConflictError(
+def damaged_session() -> UnreadableSessionError:
+    """Return the error of a session of which something is kept that no release has written."""
+    return _unreadable("it is damaged")
+
+
+def _unreadable(reason: str) -> UnreadableSessionError:
+    return UnreadableSessionError(
         f"the record of this session can't be read ({reason}), since another release of Policy "
         "Server wrote it, or another program; begin another session with POST /sessions"
     )
 
 
-def _record(
-    session_id: str,
-    policy: str,
-    version: str,
-    digest: str,
-    state: bytes,
-    steps: int,
-    seed: int | None,
-    episode_id: str,
-    has_action: bool,  # noqa: FBT001 -- likewise
-    last: list[bytes] | None,
-    team: list[Any] | None,
-    client: str = "",
-    schema: str = "",
-) -> SessionRecord:
+def _record(session_id: str, values: _Values) -> SessionRecord:
     return SessionRecord(
         session_id=session_id,
-        policy=policy,
-        version=version,
-        digest=digest,
-        state=_state(state),
-        steps=steps,
-        seed=seed,
-        episode_id=episode_id,
-        has_action=has_action,
-        last=None if last is None else AnsweredStep(*last),
-        team=None if team is None else _team(*team),
-        client=client,
-        schema=schema,
+        policy=values.policy,
+        version=values.version,
+        digest=values.digest,
+        state=_state(values.state),
+        steps=values.steps,
+        seed=values.seed,
+        episode_id=values.episode_id,
+        has_action=values.has_action,
+        last=None if values.last is None else AnsweredStep(*values.last),
+        team=None if values.team is None else _team(*values.team),
+        client=values.client,
+        schema=values.schema,
     )
 
 
-def _team(versions: Mapping[str, list[str]], agents: Mapping[str, list[Any]]) -> TeamRecord:
+def _team(
+    versions: dict[str, tuple[str, ...]], agents: dict[str, tuple[str, bytes, int, bool]]
+) -> TeamRecord:
     return TeamRecord(
         {policy: VersionName(*version) for policy, version in versions.items()},
         {

@@ -10,11 +10,15 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from policy_server.errors import SessionStoreError
+from policy_server.errors import SessionStoreError, UnreadableSessionError
 from policy_server.metrics import Metrics
 from policy_server.serving.redis_sessions import scripts
 from policy_server.serving.redis_sessions.groups import client_group, group_of, groups_of
-from policy_server.serving.redis_sessions.records import decode_policy, encode_record
+from policy_server.serving.redis_sessions.records import (
+    damaged_session,
+    decode_policy,
+    encode_record,
+)
 from policy_server.serving.redis_sessions.script_calls import RedisScripts
 from policy_server.serving.redis_sessions.scripts import Outcome, session_key
 from policy_server.serving.redis_sessions.turns import Turns, milliseconds
@@ -116,6 +120,17 @@ class RedisSessions:
     async def remove(self, policy: str, session_id: str) -> None:
         """Forget a session; see `SessionStore.remove`.
 
+        One of which something damaged is kept is forgotten too.
+        """
+        try:
+            await self._remove(policy, session_id)
+        except UnreadableSessionError:
+            await self._calls.call(scripts.REMOVE_DAMAGED, session_key(session_id))
+            self._metrics.of(policy).count_session("deleted")
+
+    async def _remove(self, policy: str, session_id: str) -> None:
+        """Forget a session that can be read.
+
         A full Redis takes no turn, and yet a session that no other request has is deleted from it.
         """
         try:
@@ -125,6 +140,8 @@ class RedisSessions:
             found = await self._calls.call(scripts.REMOVE_FREE, session_key(session_id), policy)
             if found[0] == Outcome.UNKNOWN:
                 raise unknown_session(policy, session_id) from None
+            if found[0] == Outcome.DAMAGED:
+                raise damaged_session() from None
             if found[0] == Outcome.FOREIGN:
                 raise foreign_session(policy, session_id, decode_policy(found[1])) from None
             if found[0] == Outcome.WAITING:

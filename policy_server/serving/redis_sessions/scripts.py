@@ -29,6 +29,7 @@ __all__ = [
     "KEEP",
     "LEAVE",
     "REMOVE",
+    "REMOVE_DAMAGED",
     "REMOVE_FREE",
     "RENEW",
     "SWEEP",
@@ -53,6 +54,7 @@ class Outcome(IntEnum):
     FOREIGN = 5
     CLIENT_FULL = 6
     CROWDED = 7
+    DAMAGED = 8
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,31 @@ end
 local function forget(session, groups)
   for group in string.gmatch(groups, '[^\\n]+') do redis.call('ZREM', members(group), session) end
 end
+local function is_hash(session) return redis.call('TYPE', session).ok == 'hash' end
+-- The requests that wait for a session; nil where another program has written something else.
+local function waiting_in(packed)
+  if not packed then return {{}} end
+  local is_packed, queue = pcall(cmsgpack.unpack, packed)
+  if not is_packed or type(queue) ~= 'table' then return nil end
+  for _, waiting in ipairs(queue) do
+    if type(waiting) ~= 'table' then return nil end
+    if type(waiting[1]) ~= 'string' or type(waiting[2]) ~= 'number' then return nil end
+  end
+  return queue
+end
+-- The fields of a session, and those who wait for it; nil and the outcome where it has none, or
+-- another program has written something else.
+local fields = {{'record', 'policy', 'owner', 'until', 'queue', 'groups'}}
+local function read(session)
+  if redis.call('EXISTS', session) == 0 then return nil, {{0}} end
+  if not is_hash(session) then return nil, {{8}} end
+  local found = redis.call('HMGET', session, unpack(fields))
+  local queue, lasts = waiting_in(found[5]), tonumber(found[4] or 0)
+  -- Of a number that is none, `tonumber` gives NaN, which equals nothing.
+  local is_sound = queue and lasts and lasts == lasts and (found[4] or not found[3])
+  if not (is_sound and found[1] and found[2] and found[6]) then return nil, {{8}} end
+  return found, queue
+end
 """
 
 # A session's key; record, policy, groups, most sessions, idle time, the client's group or nothing,
@@ -139,9 +166,9 @@ return {1, open + 1}
 TAKE = Script.of(
     """
 local token, policy, lease, idle, counts, most = unpack(ARGV)
-local found = redis.call('HMGET', KEYS[1], 'record', 'policy', 'owner', 'until', 'queue', 'groups')
+local found, waiting_before = read(KEYS[1])
+if not found then return waiting_before end
 local record, owner, queue = found[1], found[3], {}
-if not record then return {0} end
 if found[2] ~= policy then return {5, found[2]} end
 if owner == token then return {1, record} end
 -- No time that somebody was given is longer than it is from now: where Redis' clock was set back,
@@ -149,7 +176,7 @@ if owner == token then return {1, record} end
 local lasts, is_set_back = math.min(tonumber(found[4] or 0), now + lease), false
 if owner and lasts < tonumber(found[4]) then redis.call('HSET', KEYS[1], 'until', lasts) end
 local own
-for _, waiting in ipairs(found[5] and cmsgpack.unpack(found[5]) or {}) do
+for _, waiting in ipairs(waiting_before) do
   if waiting[2] > now + counts then waiting[2], is_set_back = now + counts, true end
   if waiting[1] == token then own = waiting end
   if waiting[1] == token or waiting[2] > now then table.insert(queue, waiting) end
@@ -182,6 +209,7 @@ return {2}
 KEEP = Script.of(
     """
 local token, record, groups, idle, power, most = unpack(ARGV)
+if not is_hash(KEYS[1]) then return 0 end
 local found = redis.call('HMGET', KEYS[1], 'owner', 'done', 'groups')
 if found[2] == token then return 1 end
 if not found[3] then return 0 end
@@ -204,11 +232,11 @@ return 1
 
 # A session's key; policy -> outcome, and the policy that it is of. It takes no room, unlike a turn.
 REMOVE_FREE = Script.of("""
-local found = redis.call('HMGET', KEYS[1], 'record', 'policy', 'owner', 'until', 'queue', 'groups')
-if not found[1] then return {0} end
+local found, queue = read(KEYS[1])
+if not found then return queue end
 if found[2] ~= ARGV[1] then return {5, found[2]} end
 if found[3] and tonumber(found[4]) > now then return {2} end
-for _, waiting in ipairs(found[5] and cmsgpack.unpack(found[5]) or {}) do
+for _, waiting in ipairs(queue) do
   if waiting[2] > now then return {2} end
 end
 redis.call('DEL', KEYS[1])
@@ -216,8 +244,16 @@ forget(KEYS[1], found[6])
 return {1}
 """)
 
+# A session's key. Its groups may be damaged too.
+REMOVE_DAMAGED = Script.of("""
+redis.call('DEL', KEYS[1])
+for _, group in ipairs(redis.call('SMEMBERS', known_groups)) do forget(KEYS[1], group) end
+return {1}
+""")
+
 # A session's key; token -> outcome
 REMOVE = Script.of("""
+if not is_hash(KEYS[1]) then return 1 end
 local found = redis.call('HMGET', KEYS[1], 'owner', 'groups')
 if not found[2] then return 1 end
 if found[1] ~= ARGV[1] then return 3 end
@@ -229,13 +265,14 @@ return 1
 # A session's key; token, idle time. The request has done nothing, or does not wait any more.
 LEAVE = Script.of("""
 local token, idle = unpack(ARGV)
-local found = redis.call('HMGET', KEYS[1], 'owner', 'queue', 'groups')
-if found[1] == token then
+local found, waiting_before = read(KEYS[1])
+if not found then return 1 end
+if found[3] == token then
   redis.call('HDEL', KEYS[1], 'owner', 'until')
-  touch(KEYS[1], found[3], idle)
-elseif found[2] then
+  touch(KEYS[1], found[6], idle)
+elseif found[5] then
   local queue = {}
-  for _, waiting in ipairs(cmsgpack.unpack(found[2])) do
+  for _, waiting in ipairs(waiting_before) do
     if waiting[1] ~= token then table.insert(queue, waiting) end
   end
   redis.call('HSET', KEYS[1], 'queue', cmsgpack.pack(queue))
@@ -246,10 +283,10 @@ return 1
 # A session's key; token, lease, idle time
 RENEW = Script.of("""
 local token, lease, idle = unpack(ARGV)
-local found = redis.call('HMGET', KEYS[1], 'owner', 'groups')
-if found[1] ~= token then return 3 end
+local found = read(KEYS[1])
+if not found or found[3] ~= token then return 3 end
 redis.call('HSET', KEYS[1], 'until', now + lease)
-touch(KEYS[1], found[2], lease + idle)
+touch(KEYS[1], found[6], lease + idle)
 return 1
 """)
 

@@ -16,6 +16,7 @@ from policy_server.metrics import Metrics
 from policy_server.serving.redis_sessions import scripts
 from policy_server.serving.redis_sessions.groups import groups_of, power_of
 from policy_server.serving.redis_sessions.records import (
+    damaged_session,
     decode_policy,
     decode_record,
     encode_record,
@@ -121,6 +122,9 @@ class Turn:
         if found[0] == Outcome.UNKNOWN:
             self._is_over = True
             raise unknown_session(policy, self.session_id)
+        if found[0] == Outcome.DAMAGED:
+            self._is_over = True
+            raise damaged_session()
         if found[0] == Outcome.FOREIGN:
             self._is_over = True
             raise foreign_session(policy, self.session_id, decode_policy(found[1]))
@@ -131,7 +135,7 @@ class Turn:
         if found[0] == Outcome.WAITING:
             return False
         self._renew_later()
-        self._record = decode_record(self.session_id, found[1])
+        self._record = decode_record(policy, self.session_id, found[1])
         return True
 
     async def keep(self, record: SessionRecord) -> None:
