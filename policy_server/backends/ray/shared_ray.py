@@ -29,6 +29,7 @@ from policy_server.backends.ray_pulse import (
     first_lost,
 )
 from policy_server.errors import NotReadyError
+from policy_server.files.atomic import write_whole
 from policy_server.files.locks import FileLock
 from policy_server.files.shared_folders import share_folder
 from policy_server.settings import Settings
@@ -244,7 +245,7 @@ class SharedRay:
             "addresses": self._own.addresses,
             "folder": str(self._own.folder),
         }
-        (self._folder / "ray.json").write_text(json.dumps(known))
+        write_whole(self._folder / "ray.json", json.dumps(known))
         self._take(known)
 
     def _take(self, known: dict[str, Any]) -> None:
