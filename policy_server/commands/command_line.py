@@ -45,8 +45,9 @@ _BROKEN_PIPE = _BY_SIGNAL + signal.SIGPIPE
 # What ends a program whose terminal is closed, and what `kill`, `timeout` and containers send.
 _ENDING = (signal.SIGHUP, signal.SIGTERM)
 _BAR_WIDTH = 40
-# The options whose values may be empty: a variable of the shell that is not set is no key.
-_MAY_BE_EMPTY = frozenset({"key"})
+# The options whose values may be empty: a variable of the shell that is not set is no key, and
+# uvicorn believes no proxy then.
+_MAY_BE_EMPTY = frozenset({"forwarded_allow_ips", "key"})
 
 
 class Task:

@@ -89,7 +89,7 @@ class Commands:
             ssl_certfile: Certificate, for https.
             ssl_keyfile: Key of the certificate.
             forwarded_allow_ips: Proxies whose x-forwarded headers are believed, with commas
-                between them. 127.0.0.1 if left out.
+                between them; empty for none. 127.0.0.1 if left out.
         """
         options = {
             "host": host,

@@ -161,9 +161,7 @@ def _lasting_reason(error: BaseException, uri: RemoteUri) -> str | None:
     import requests.exceptions as requested
 
     if isinstance(error, (requested.SSLError, *_errors(_AWS, "SSLError"))):
-        if _behind(error, ssl.SSLCertVerificationError) is None:
-            return "no encrypted connection can be made; does it serve https://?"
-        return "its certificate can't be verified; REQUESTS_CA_BUNDLE and AWS_CA_BUNDLE name others"
+        return _reason_of_tls(_behind(error, ssl.SSLError))
     if isinstance(error, requested.TooManyRedirects):
         return "redirects without end"
     if isinstance(error, ValueError):
@@ -175,6 +173,18 @@ def _lasting_reason(error: BaseException, uri: RemoteUri) -> str | None:
     if is_boto and not isinstance(error, about_connection):
         return f"can't be asked for: {' '.join(str(error).split())}"
     return None
+
+
+def _reason_of_tls(error: BaseException | None) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate can't be verified; REQUESTS_CA_BUNDLE and AWS_CA_BUNDLE name others"
+    if isinstance(error, ssl.SSLError) and error.library not in (None, "SSL"):
+        # The part of OpenSSL that reads files; the server has not been asked.
+        return (
+            "can't be asked: expected certificates in PEM in the file that REQUESTS_CA_BUNDLE or "
+            "AWS_CA_BUNDLE names; mend it, or leave them out for the usual authorities"
+        )
+    return "no encrypted connection can be made; does it serve https://?"
 
 
 def _reason_of_value(error: ValueError, uri: RemoteUri) -> str:

@@ -349,8 +349,11 @@ func ask(request *http.Request) (*http.Response, error) {
 \t}
 \tdefer answer.Body.Close()
 \tbody, err := io.ReadAll(answer.Body)
+\tif err != nil {
+\t\treturn nil, err
+\t}
 \tanswer.Body = io.NopCloser(bytes.NewReader(body))
-\treturn answer, err
+\treturn answer, nil
 }
 
 func check(err error) {

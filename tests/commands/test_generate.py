@@ -189,6 +189,8 @@ def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--workers=0"], "--workers: expected a number from 1, got 0"),
         (["serve", "--reload", "--workers=2"], "--reload: starts one process again; leave"),
         (["serve", "--uds=s", "--port=3"], "--uds: stands in place of a host and a port; leave"),
+        # Empty, it believes no proxy.
+        (["serve", "--forwarded-allow-ips=", "--uds=s", "--port=3"], "--uds: stands in place"),
         (["serve", "--uds="], "--uds: expected a value, got an empty text"),
         (["serve", "app:app"], "app:app: is one argument too many"),
         (["evaluate", "x", "--episodes", "many"], "--episodes: expected a whole number"),

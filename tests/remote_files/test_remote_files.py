@@ -562,6 +562,23 @@ def test_server_that_speaks_no_tls_is_not_told_as_one_of_a_wrong_certificate(
     )
 
 
+@pytest.mark.parametrize("content", ["", "no certificate"])
+def test_file_of_authorities_that_has_none_is_not_told_as_a_fault_of_the_server(
+    content: str,
+    web: WebServer,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "authorities.pem").write_text(content)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authorities.pem"))
+    address = web.answer("/m", Reply(NEW)).replace("http://", "https://")
+
+    assert_refused(
+        settings, address, "expected certificates in PEM in the file that REQUESTS_CA_BUNDLE or"
+    )
+
+
 def test_https_needs_a_certificate_that_can_be_verified(
     web: WebServer,
     settings: Settings,
