@@ -15,6 +15,7 @@ import pytest
 
 from policy_server.errors import DeploymentError, ModelError
 from policy_server.formats.model_files import files_of_model, identify_model
+from policy_server.formats.unpacking import unpack_model
 from policy_server.schema import PolicySection, read_schema_file
 from policy_server.serving import DeployedVersion, Deployment
 from policy_server.serving.deployment_file import DeploymentFile
@@ -311,6 +312,16 @@ def test_basis_of_a_policy_that_the_disk_does_not_give_is_no_other_basis(tmp_pat
 
     with pytest.raises(ModelError, match=r"policy\.zip: can't be read: Input/output error"):
         basis_of(read_schema_file(tmp_path / "schema.yaml"), settings)
+
+
+def test_basis_is_had_of_a_folder_that_differs_from_what_was_unpacked(tmp_path: Path) -> None:
+    """That version alone is not served; the others, and other policies, are."""
+    (unpack_model(ZIP, tmp_path / "v2", max_bytes=10**6) / "policy.pth").write_bytes(b"other")
+    (tmp_path / "schema.yaml").write_text("policies: {default: {model: v2}, other: {model: v2}}\n")
+
+    basis = basis_of(read_schema_file(tmp_path / "schema.yaml"), Settings(home=tmp_path))
+
+    assert set(basis) == {"default", "other"}
 
 
 def link_or_content(path: Path) -> Path | bytes:
