@@ -26,7 +26,6 @@ __all__ = [
     "digest_of_files",
     "digest_of_path",
     "files_of_model",
-    "has_listing",
     "head_of",
     "identify_model",
     "is_part_of_model",
@@ -180,18 +179,6 @@ def write_listing(folder: Path) -> None:
         OSError: if the listing can't be written.
     """
     (folder / _FILES_MARK).write_text(json.dumps(_digests_of(files_of_model(folder))))
-
-
-def has_listing(folder: Path) -> bool:
-    """Return whether there is a listing; earlier versions of this program wrote none.
-
-    Args:
-        folder: holds an unpacked model.
-
-    Raises:
-        ModelError: if there is one that can't be read.
-    """
-    return _read_listing(folder) is not None
 
 
 def difference(folder: Path) -> str | None:

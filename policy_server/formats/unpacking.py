@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,6 @@ from policy_server.formats.model_files import (
     digest_of_file,
     digest_of_files,
     files_of_model,
-    has_listing,
     head_of,
     is_part_of_model,
     read_mark,
@@ -76,7 +74,7 @@ def unpack_model(
         PolicyServerError: as `check` raises it; the folder is then as it was, too.
     """
     unpacking = _Unpacking(source, models, max_bytes, beside or source.parent, formats, check)
-    if unpacking.is_done() or unpacking.can_only_be_trusted():
+    if unpacking.is_done():
         # Whoever unpacks does so too.
         remove_left_behind(models)
         return models
@@ -166,32 +164,16 @@ class _Unpacking:
     def is_done(self) -> bool:
         """Return whether `models` holds the source's policy, and the files beside the source.
 
-        Each of its files has to be as it was unpacked. Where an earlier version of this program
-        unpacked them, that can't be told.
+        Each of its files has to be as it was unpacked. An earlier version of this program wrote no
+        listing of them: the policy that it unpacked is trusted by its marks.
         """
         try:
-            return (
-                self._is_from_source()
-                and has_listing(self._models)
-                and difference(self._models) is None
-            )
+            return self._is_from_source() and difference(self._models) is None
         except ModelError as error:
             # Another process may replace the folder meanwhile, unless this one has the lock.
             if isinstance(error.__cause__, FileNotFoundError):
                 return False
             raise
-
-    def can_only_be_trusted(self) -> bool:
-        """Return whether an earlier version of this program unpacked where nothing can be written.
-
-        Such is a volume that is mounted to be read only. The policy was served until now.
-        """
-        folders = (self._models, self._models.parent)
-        return (
-            not all(os.access(folder, os.W_OK, effective_ids=True) for folder in folders)
-            and self._is_from_source()
-            and not has_listing(self._models)
-        )
 
     def _is_from_source(self) -> bool:
         if read_mark(self._models / SOURCE_MARK) != self._digest:
