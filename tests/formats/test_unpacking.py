@@ -26,7 +26,7 @@ import pytest
 from policy_server.errors import ModelError
 from policy_server.files.regular import open_file
 from policy_server.formats.known_formats import FORMATS
-from policy_server.formats.model_files import files_of_model
+from policy_server.formats.model_files import files_of_model, identify_model
 from policy_server.formats.unpacking import unpack_model
 from tests.support.folders import ROOT
 from tests.support.formats import NotesFormat
@@ -249,7 +249,7 @@ CHANGES = pytest.mark.parametrize(
             "variables/variables.index",
             "'variables/variables.index' was changed after it was unpacked",
         ),
-        (add, "variables/more", "'variables/more' was added after the policy was unpacked"),
+        (add, "vec_normalize.pkl", "'vec_normalize.pkl' was added after the policy was unpacked"),
         (
             remove,
             "variables/variables.index",
@@ -312,13 +312,61 @@ def test_folder_of_an_earlier_version_of_this_program_is_left_as_it_is(
     assert [item for item in caplog.records if item.levelname == "WARNING"] == []
 
 
-def test_changed_folder_that_cant_be_written_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["README.txt", "Thumbs.db", "desktop.ini", "__pycache__/a.pyc", "@eaDir/weights"]
+)
+def test_added_file_that_no_format_reads_is_let_lie(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
     path = zip_of(tmp_path / "saved_model.zip")
-    change(unpack(path), "saved_model.pb")
-    (tmp_path / ".models.lock").unlink()
+    model = identify_model(unpack(path))
+    (model.folder / name).parent.mkdir(exist_ok=True)
+    add(model.folder, name)
+    (model.folder / name).chmod(0)
 
-    with read_only(tmp_path), pytest.raises(ModelError, match="can't be written"):
+    with read_only(tmp_path):
+        assert identify_model(unpack(path)) == model
+
+    assert (model.folder / name).exists()
+    assert [item for item in caplog.records if item.levelname == "WARNING"] == []
+
+
+@CHANGES
+@pytest.mark.parametrize("is_locked_before", [True, False], ids=["lock", "no lock"])
+def test_folder_that_differs_and_cant_be_written_is_one_line_with_the_difference(
+    tmp_path: Path,
+    do: Change,
+    name: str,
+    says: str,
+    is_locked_before: bool,  # noqa: FBT001 -- pytest's own
+) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+    models = unpack(path)
+    do(models, name)
+    failure = f"{path}: can't be unpacked to {models}"
+    if not is_locked_before:
+        (tmp_path / ".models.lock").unlink()
+        failure = f"{tmp_path}: can't be written"
+
+    with read_only(tmp_path), pytest.raises(ModelError) as caught:
         unpack(path)
+
+    assert caught.value.message == (
+        f"{models}: {says}, and it can't be unpacked again: {failure}: Permission denied; undo "
+        f"the change, or let the server write to {tmp_path}"
+    )
+
+
+def test_new_zip_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+
+    with read_only(tmp_path), pytest.raises(ModelError) as caught:
+        unpack(path)
+
+    models = tmp_path / "models"
+    assert caught.value.message == (
+        f"{tmp_path}: can't be written: Permission denied; unpack the policy to {models}"
+    )
 
 
 def test_folder_that_another_process_replaces_meanwhile_is_no_error(
