@@ -17,7 +17,7 @@ _IN_FOLDER = frozenset(
 )
 _VARIABLES = "variables/variables."
 # ONNX models, their weights and descriptions.
-_ONNX_ENDS = (".onnx", ".onnx.data", ".onnx_data", ".data", ".bin", ".yaml", ".yml")
+_ONNX_ENDS = (".onnx", ".onnx_data", ".data", ".bin", ".yaml", ".yml")
 # RLlib's checkpoints, in each of their folders.
 _RLLIB_STEMS = frozenset(
     ("algorithm_state", "class_and_ctor_args", "module_state", "policy_state", "state")
