@@ -16,6 +16,7 @@ import pytest
 
 from policy_server import create_app
 from policy_server.errors import ModelError, SettingsError
+from policy_server.formats.unpacking import unpack_model
 from tests.support.audit import audited
 from tests.support.folders import ROOT
 from tests.support.library_policies import POLICIES
@@ -133,6 +134,32 @@ async def test_policy_that_cant_be_loaded_leaves_the_others_serving(folder: Path
         "failed",
         "the policy can't be served; the server's log has the reason",
     )
+
+
+async def test_version_that_differs_from_what_was_unpacked_leaves_the_others_serving(
+    folder: Path,
+) -> None:
+    unpacked = unpack_model(
+        folder / "policies" / "mouse.zip", folder / "policies" / "v2", max_bytes=10**7
+    )
+    (unpacked / "saved_model.pb").write_bytes(b"other")
+    schema = f"""
+policies:
+  mouse:
+    versions:
+      v1: {{model: policies/mouse.zip, traffic: 90}}
+      v2: {{model: policies/v2, traffic: 10}}
+  other: {{model: policies/mouse.zip}}
+parameters: {{api_key: {KEY}}}
+"""
+    async with served(folder, schema) as client:
+        wanted = [await client.post("/policies/mouse/predict_raw", json=MOUSE) for _ in range(20)]
+        other = await client.post("/policies/other/predict_raw", json=MOUSE)
+        told = await client.get("/admin/policies/mouse", headers={"access-token": ADMIN})
+
+    assert {answer.headers["x-policy-version"] for answer in wanted} == {"v1"}
+    assert other.status_code == 200
+    assert "'saved_model.pb' was changed after it was unpacked" in told.text
 
 
 async def test_start_ends_where_no_policy_can_be_loaded(folder: Path) -> None:

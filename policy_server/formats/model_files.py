@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from policy_server.errors import ModelError
 from policy_server.files.regular import check_system, is_there, open_file, read_json, read_text
+from policy_server.formats.read_names import is_read
 
 __all__ = [
     "BESIDE_MARK",
@@ -26,13 +27,13 @@ __all__ = [
     "digest_of_files",
     "digest_of_path",
     "files_of_model",
-    "has_listing",
     "head_of",
     "identify_model",
     "is_part_of_model",
     "may_be_looked_at",
     "named_folder",
     "read_mark",
+    "whole_model",
     "write_listing",
 ]
 
@@ -158,15 +159,26 @@ def identify_model(folder: Path) -> Model:
         ModelError: if a file can't be read, or if the files were unpacked there and are not as they
             were then: neither a pin nor a deployment may stand for them.
     """
-    digests = _digests_of(files_of_model(folder))
-    source, listing = read_mark(folder / SOURCE_MARK), _read_listing(folder)
-    if source is not None and listing is not None and (found := _difference(listing, digests)):
+    model, found = _examined(folder)
+    if found is not None:
         raise ModelError(
             f"{named_folder(folder)}: {found}; put the zip or file that the policy was unpacked "
             f"from back, or remove {folder / SOURCE_MARK} to serve the files as they are"
         )
-    is_of_one_file = not is_there(folder / BESIDE_MARK)
-    return Model(folder, _digest_of(digests), source if is_of_one_file else None)
+    return model
+
+
+def whole_model(folder: Path) -> Model | None:
+    """Return the model in a folder; None where a file is not as it was unpacked there.
+
+    Args:
+        folder: holds the files of the model's format.
+
+    Raises:
+        ModelError: if a file can't be read.
+    """
+    model, found = _examined(folder)
+    return model if found is None else None
 
 
 def write_listing(folder: Path) -> None:
@@ -182,22 +194,11 @@ def write_listing(folder: Path) -> None:
     (folder / _FILES_MARK).write_text(json.dumps(_digests_of(files_of_model(folder))))
 
 
-def has_listing(folder: Path) -> bool:
-    """Return whether there is a listing; earlier versions of this program wrote none.
-
-    Args:
-        folder: holds an unpacked model.
-
-    Raises:
-        ModelError: if there is one that can't be read.
-    """
-    return _read_listing(folder) is not None
-
-
 def difference(folder: Path) -> str | None:
     """Return the first file that is not as it was unpacked, in words; None where all are.
 
-    An example is `'model.weights.h5' was changed after it was unpacked`.
+    An example is `'model.weights.h5' was changed after it was unpacked`. A file that was added
+    counts where a format would read it.
 
     Args:
         folder: holds an unpacked model. Where it has no listing, no file is known to differ.
@@ -205,8 +206,58 @@ def difference(folder: Path) -> str | None:
     Raises:
         ModelError: if a file can't be read.
     """
-    listing = _read_listing(folder)
-    return None if listing is None else _difference(listing, _digests_of(files_of_model(folder)))
+    return _examined(folder)[1]
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """The hidden files of an unpacked model: its source, whether that is all, and the listing.
+
+    A listing without a source does not count.
+    """
+
+    source: str | None
+    has_beside: bool
+    listing: dict[str, str] | None
+
+
+def _marks_of(folder: Path) -> _Marks:
+    source = read_mark(folder / SOURCE_MARK)
+    listing = None if source is None else _read_listing(folder)
+    return _Marks(source, is_there(folder / BESIDE_MARK), listing)
+
+
+def _examined(folder: Path) -> tuple[Model, str | None]:
+    """Return the model in a folder, and its first file that is not as it was unpacked, in words."""
+    marks, digests = _marks_and_digests(folder)
+    found = None if marks.listing is None else _difference(marks.listing, digests)
+    source = None if marks.has_beside else marks.source
+    return Model(folder, _digest_of(digests), source), found
+
+
+def _marks_and_digests(folder: Path) -> tuple[_Marks, dict[str, str]]:
+    """Return the marks of a folder's model and the digests of its files, both of the same model.
+
+    Another process may replace the folder meanwhile: then it is read again.
+    """
+    while True:
+        marks = _marks_of(folder)
+        try:
+            digests = _digests_of(_compared_files(folder, marks.listing))
+        except ModelError:
+            if _marks_of(folder) == marks:
+                raise
+        else:
+            if _marks_of(folder) == marks:
+                return marks, digests
+
+
+def _compared_files(folder: Path, listing: Mapping[str, str] | None) -> dict[str, Path]:
+    files = files_of_model(folder)
+    if listing is None:
+        return files
+    # Another program's file, such as Thumbs.db, makes no other model.
+    return {name: path for name, path in files.items() if name in listing or is_read(name)}
 
 
 def _difference(listing: Mapping[str, str], digests: Mapping[str, str]) -> str | None:

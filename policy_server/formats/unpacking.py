@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,6 @@ from policy_server.formats.model_files import (
     digest_of_file,
     digest_of_files,
     files_of_model,
-    has_listing,
     head_of,
     is_part_of_model,
     read_mark,
@@ -76,11 +74,11 @@ def unpack_model(
         PolicyServerError: as `check` raises it; the folder is then as it was, too.
     """
     unpacking = _Unpacking(source, models, max_bytes, beside or source.parent, formats, check)
-    if unpacking.is_done() or unpacking.can_only_be_trusted():
+    if unpacking.is_done():
         # Whoever unpacks does so too.
         remove_left_behind(models)
         return models
-    with _locked(models):
+    with unpacking.locked():
         # Another process may have been first.
         if not unpacking.is_done():
             unpacking.unpack()
@@ -162,40 +160,28 @@ class _Unpacking:
         self._formats = formats
         self._check = check
         self._digest = digest_of_file(source)
+        # The file of the source's policy in `models` that is not as it was unpacked, in words.
+        self._difference: str | None = None
 
     def is_done(self) -> bool:
         """Return whether `models` holds the source's policy, and the files beside the source.
 
-        Each of its files has to be as it was unpacked. Where an earlier version of this program
-        unpacked them, that can't be told.
+        Each of its files has to be as it was unpacked. An earlier version of this program wrote no
+        listing of them: the policy that it unpacked is trusted by its marks.
         """
+        self._difference = None
         try:
-            return (
-                self._is_from_source()
-                and has_listing(self._models)
-                and difference(self._models) is None
-            )
+            if read_mark(self._models / SOURCE_MARK) != self._digest:
+                return False
+            self._difference = difference(self._models)
+            return self._difference is None and self._has_files_beside()
         except ModelError as error:
             # Another process may replace the folder meanwhile, unless this one has the lock.
             if isinstance(error.__cause__, FileNotFoundError):
                 return False
             raise
 
-    def can_only_be_trusted(self) -> bool:
-        """Return whether an earlier version of this program unpacked where nothing can be written.
-
-        Such is a volume that is mounted to be read only. The policy was served until now.
-        """
-        folders = (self._models, self._models.parent)
-        return (
-            not all(os.access(folder, os.W_OK, effective_ids=True) for folder in folders)
-            and self._is_from_source()
-            and not has_listing(self._models)
-        )
-
-    def _is_from_source(self) -> bool:
-        if read_mark(self._models / SOURCE_MARK) != self._digest:
-            return False
+    def _has_files_beside(self) -> bool:
         form = format_of(files_of_model(self._models), self._formats)
         if form is None:
             return False
@@ -203,8 +189,28 @@ class _Unpacking:
         digest = digest_of_files(beside) if beside else None
         return read_mark(self._models / BESIDE_MARK) == digest
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let no other process unpack to the folder while the block runs."""
+        place = self._models.parent
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(place / f".{self._models.name}.lock")
+        except OSError as error:
+            raise self._refusal(
+                f"{place}: can't be written: {error.strerror or error}",
+                f"unpack the policy to {self._models}",
+            ) from error
+        with lock:
+            yield
+
     def unpack(self) -> None:
-        self._tell_difference()
+        """Put the source's policy in the place of `models`; warn where it was there and differs."""
+        if self._difference is not None:
+            logger.warning(
+                "unpacked_files_differ",
+                extra={"path": str(self._models), "reason": self._difference},
+            )
         try:
             if (single := _single_file(self._source, self._formats)) is not None:
                 self._copy(*single)
@@ -212,18 +218,19 @@ class _Unpacking:
                 with _opened(self._source, self._max_bytes, self._formats) as archive:
                     self._unpack(archive)
         except OSError as error:
-            raise ModelError(
+            raise self._refusal(
                 f"{self._source}: can't be unpacked to {self._models}: {error.strerror or error}"
             ) from error
         logger.info("model_unpacked", extra={"path": str(self._source), "sha256": self._digest})
 
-    def _tell_difference(self) -> None:
-        """Warn where the source's policy was there, and is damaged or was changed."""
-        is_of_source = read_mark(self._models / SOURCE_MARK) == self._digest
-        if is_of_source and (found := difference(self._models)) is not None:
-            logger.warning(
-                "unpacked_files_differ", extra={"path": str(self._models), "reason": found}
-            )
+    def _refusal(self, failure: str, remedy: str = "") -> ModelError:
+        """Return the error for a folder that can't be replaced; it names the file that differs."""
+        if self._difference is None:
+            return ModelError(f"{failure}; {remedy}" if remedy else failure)
+        return ModelError(
+            f"{self._models}: {self._difference}, and it can't be unpacked again: {failure}; undo "
+            f"the change, or let the server write to {self._models.parent}"
+        )
 
     def _copy(self, name: str, form: Format) -> None:
         """Copy the policy that is one file."""
@@ -343,17 +350,3 @@ def _only(
         names = ", ".join(str(root) for root, _ in found)
         raise ModelError(f"{where}: holds {len(found)} policies ({names}); keep one")
     return found[0]
-
-
-@contextlib.contextmanager
-def _locked(models: Path) -> Iterator[None]:
-    try:
-        models.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(models.parent / f".{models.name}.lock")
-    except OSError as error:
-        raise ModelError(
-            f"{models.parent}: can't be written: {error.strerror or error}; unpack the policy to "
-            f"{models}"
-        ) from error
-    with lock:
-        yield

@@ -8,7 +8,7 @@ from pathlib import Path
 from policy_server.errors import ModelError
 from policy_server.files.regular import failure_of_system
 from policy_server.formats.finding import find_policy
-from policy_server.formats.model_files import digest_of_file, identify_model
+from policy_server.formats.model_files import digest_of_file, digest_of_files, files_of_model
 from policy_server.schema import PolicySection, SchemaFile
 from policy_server.settings import Settings
 
@@ -50,5 +50,6 @@ def _digest_at(model: str, settings: Settings) -> str:
 
 def _digest_of(path: Path) -> str:
     if path.is_dir():
-        return identify_model(path).digest
+        # Whether they are as they were unpacked is told when the policy is opened, for it alone.
+        return digest_of_files(files_of_model(path))
     return digest_of_file(path) if path.is_file() else ""

@@ -8,12 +8,7 @@ from pathlib import Path
 
 from policy_server.files.regular import is_there
 from policy_server.formats.finding import format_of_folder
-from policy_server.formats.model_files import (
-    difference,
-    digest_of_file,
-    has_listing,
-    identify_model,
-)
+from policy_server.formats.model_files import digest_of_file, whole_model
 from policy_server.remote_files import RemoteUri, is_copy_of
 from policy_server.settings import Settings
 
@@ -39,14 +34,12 @@ def deployed_copy(
     """
     if not digest:
         return None
-    is_whole = format_of_folder(models) is not None and difference(models) is None
-    is_here = is_whole and identify_model(models).version == digest
-    # Without a listing it may be damaged, and an archive that is there gives it for certain.
-    if is_here and has_listing(models):
+    model = None if format_of_folder(models) is None else whole_model(models)
+    if model is not None and model.version == digest:
         return models
     if is_there(archive) and archive.is_file() and digest_of_file(archive).startswith(digest):
         return unpack()
-    return models if is_here else None
+    return None
 
 
 def take_over(uri: RemoteUri, own: Settings, names: Sequence[str]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
 
 from policy_server.errors import ModelError
+from policy_server.files.regular import open_file
 from policy_server.formats.finding import format_of_folder
 from policy_server.formats.model_files import (
     digest_of_files,
@@ -72,6 +74,40 @@ def test_unpacked_files_that_differ_are_never_named_by_the_zip_that_is_gone(tmp_
     (folder / ".source-sha256").unlink()
     model = identify_model(folder)
     assert model.version == model.digest[:12]
+
+
+def test_folder_that_another_process_replaces_while_it_is_read_is_identified_as_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of the old zip are held against its listing, not against that of the new one."""
+    zipped = zip_of(tmp_path / "saved_model.zip")
+    folder = unpack_model(zipped, tmp_path / "models", max_bytes=1000)
+    replaced: list[Path] = []
+
+    def open_and_replace(path: Path) -> BufferedReader:
+        file = open_file(path)
+        if path == folder / "saved_model.pb" and not replaced:
+            replaced.append(path)
+            zip_of(zipped, {"saved_model.pb": b"new"})
+            unpack_model(zipped, folder, max_bytes=1000)
+        return file
+
+    monkeypatch.setattr("policy_server.formats.model_files.open_file", open_and_replace)
+
+    assert identify_model(folder).version == hashlib.sha256(zipped.read_bytes()).hexdigest()[:12]
+    assert replaced
+
+
+def test_added_file_of_another_program_makes_no_other_version(tmp_path: Path) -> None:
+    """It is named by all contents, since a file from beside the zip belongs to it."""
+    zipped = zip_of(tmp_path / "policy.zip", {"weights.txt": b"0.5"})
+    (tmp_path / "scale.txt").write_bytes(b"2")
+    folder = unpack_model(zipped, tmp_path / "models", max_bytes=1000, formats=[NotesFormat()])
+    model = identify_model(folder)
+
+    (folder / "Thumbs.db").write_bytes(b"x")
+
+    assert identify_model(folder) == model
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import multiprocessing
@@ -25,7 +26,7 @@ import pytest
 from policy_server.errors import ModelError
 from policy_server.files.regular import open_file
 from policy_server.formats.known_formats import FORMATS
-from policy_server.formats.model_files import files_of_model
+from policy_server.formats.model_files import files_of_model, identify_model
 from policy_server.formats.unpacking import unpack_model
 from tests.support.folders import ROOT
 from tests.support.formats import NotesFormat
@@ -215,7 +216,7 @@ def test_same_zip_is_not_unpacked_again(tmp_path: Path) -> None:
     assert unpack(path).stat().st_ino == before
 
 
-@pytest.mark.parametrize("lost", ["saved_model.pb", *MARKS])
+@pytest.mark.parametrize("lost", ["saved_model.pb", ".source-sha256"])
 def test_incomplete_folder_is_unpacked_again(tmp_path: Path, lost: str) -> None:
     path = zip_of(tmp_path / "saved_model.zip")
     (unpack(path) / lost).unlink()
@@ -248,7 +249,7 @@ CHANGES = pytest.mark.parametrize(
             "variables/variables.index",
             "'variables/variables.index' was changed after it was unpacked",
         ),
-        (add, "variables/more", "'variables/more' was added after the policy was unpacked"),
+        (add, "vec_normalize.pkl", "'vec_normalize.pkl' was added after the policy was unpacked"),
         (
             remove,
             "variables/variables.index",
@@ -290,35 +291,82 @@ def test_changed_copy_of_one_file_and_of_a_file_beside_it_are_copied_anew(
     assert files_in(models) == {"weights.txt": b"notes", "scale.txt": b"2"}
 
 
-def test_folder_of_an_earlier_version_of_this_program_is_unpacked_again_without_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("is_writable", [True, False], ids=["writable", "read-only"])
+def test_folder_of_an_earlier_version_of_this_program_is_left_as_it_is(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    is_writable: bool,  # noqa: FBT001 -- pytest's own
 ) -> None:
+    """It has no listing: whether a file was changed since can't be told."""
     path = zip_of(tmp_path / "saved_model.zip")
     folder = unpack(path)
-    change(folder, "saved_model.pb")
     (folder / ".files-sha256.json").unlink()
+    change(folder, "saved_model.pb")
+    add(folder, "variables/more")
+    before = contents(folder)
 
-    assert files_in(unpack(path)) == FILES
+    with contextlib.nullcontext() if is_writable else read_only(tmp_path):
+        unpack(path)
+
+    assert contents(folder) == before
     assert [item for item in caplog.records if item.levelname == "WARNING"] == []
 
 
-def test_folder_of_an_earlier_version_of_this_program_is_used_where_nothing_can_be_written(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    "name", ["README.txt", "Thumbs.db", "desktop.ini", "__pycache__/a.pyc", "@eaDir/weights"]
+)
+def test_added_file_that_no_format_reads_is_let_lie(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     path = zip_of(tmp_path / "saved_model.zip")
-    (unpack(path) / ".files-sha256.json").unlink()
+    model = identify_model(unpack(path))
+    (model.folder / name).parent.mkdir(exist_ok=True)
+    add(model.folder, name)
+    (model.folder / name).chmod(0)
 
     with read_only(tmp_path):
-        assert files_in(unpack(path)) == FILES
+        assert identify_model(unpack(path)) == model
+
+    assert (model.folder / name).exists()
+    assert [item for item in caplog.records if item.levelname == "WARNING"] == []
 
 
-def test_changed_folder_that_cant_be_written_is_refused(tmp_path: Path) -> None:
+@CHANGES
+@pytest.mark.parametrize("is_locked_before", [True, False], ids=["lock", "no lock"])
+def test_folder_that_differs_and_cant_be_written_is_one_line_with_the_difference(
+    tmp_path: Path,
+    do: Change,
+    name: str,
+    says: str,
+    is_locked_before: bool,  # noqa: FBT001 -- pytest's own
+) -> None:
     path = zip_of(tmp_path / "saved_model.zip")
-    change(unpack(path), "saved_model.pb")
-    (tmp_path / ".models.lock").unlink()
+    models = unpack(path)
+    do(models, name)
+    failure = f"{path}: can't be unpacked to {models}"
+    if not is_locked_before:
+        (tmp_path / ".models.lock").unlink()
+        failure = f"{tmp_path}: can't be written"
 
-    with read_only(tmp_path), pytest.raises(ModelError, match="can't be written"):
+    with read_only(tmp_path), pytest.raises(ModelError) as caught:
         unpack(path)
+
+    assert caught.value.message == (
+        f"{models}: {says}, and it can't be unpacked again: {failure}: Permission denied; undo "
+        f"the change, or let the server write to {tmp_path}"
+    )
+
+
+def test_new_zip_where_nothing_can_be_written_is_one_line(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "saved_model.zip")
+
+    with read_only(tmp_path), pytest.raises(ModelError) as caught:
+        unpack(path)
+
+    models = tmp_path / "models"
+    assert caught.value.message == (
+        f"{tmp_path}: can't be written: Permission denied; unpack the policy to {models}"
+    )
 
 
 def test_folder_that_another_process_replaces_meanwhile_is_no_error(

@@ -15,6 +15,7 @@ import pytest
 
 from policy_server.errors import DeploymentError, ModelError
 from policy_server.formats.model_files import files_of_model, identify_model
+from policy_server.formats.unpacking import unpack_model
 from policy_server.schema import PolicySection, read_schema_file
 from policy_server.serving import DeployedVersion, Deployment
 from policy_server.serving.deployment_file import DeploymentFile
@@ -313,6 +314,16 @@ def test_basis_of_a_policy_that_the_disk_does_not_give_is_no_other_basis(tmp_pat
         basis_of(read_schema_file(tmp_path / "schema.yaml"), settings)
 
 
+def test_basis_is_had_of_a_folder_that_differs_from_what_was_unpacked(tmp_path: Path) -> None:
+    """That version alone is not served; the others, and other policies, are."""
+    (unpack_model(ZIP, tmp_path / "v2", max_bytes=10**6) / "policy.pth").write_bytes(b"other")
+    (tmp_path / "schema.yaml").write_text("policies: {default: {model: v2}, other: {model: v2}}\n")
+
+    basis = basis_of(read_schema_file(tmp_path / "schema.yaml"), Settings(home=tmp_path))
+
+    assert set(basis) == {"default", "other"}
+
+
 def link_or_content(path: Path) -> Path | bytes:
     """Return where a link leads, or a file's bytes."""
     return path.readlink() if path.is_symlink() else path.read_bytes()
@@ -601,16 +612,39 @@ def test_deployed_version_is_served_from_its_copy_when_the_store_has_another(
 
 
 @pytest.mark.parametrize("kind", ["address", "path", "upload"])
-@pytest.mark.parametrize("is_listed", [True, False], ids=["listed", "of an earlier program"])
 def test_damaged_copy_of_a_deployed_version_is_unpacked_anew_whatever_its_store_has(
-    files: VersionFiles,
-    section: PolicySection,
-    tmp_path: Path,
-    kind: str,
-    is_listed: bool,  # noqa: FBT001 -- pytest's own
+    files: VersionFiles, section: PolicySection, tmp_path: Path, kind: str
 ) -> None:
-    (tmp_path / "store").mkdir()
-    source = tmp_path / "store" / "policy.zip"
+    version, folder = deployed(files, section, tmp_path, kind)
+    good = content_of(folder)
+    for path in files_of_model(folder).values():
+        path.write_bytes(b"damaged")
+
+    again = files.prepare(section, version, nothing_fetched)
+
+    assert again == folder
+    assert content_of(again) == good
+
+
+@pytest.mark.parametrize("kind", ["address", "path", "upload"])
+def test_copy_that_an_earlier_version_of_this_program_unpacked_is_served_as_it_is(
+    files: VersionFiles, section: PolicySection, tmp_path: Path, kind: str
+) -> None:
+    version, folder = deployed(files, section, tmp_path, kind)
+    (folder / ".files-sha256.json").unlink()
+    (folder / "policy.pth").write_bytes(b"other")
+    before = content_of(folder)
+
+    assert files.prepare(section, version, nothing_fetched) == folder
+    assert content_of(folder) == before
+
+
+def deployed(
+    files: VersionFiles, section: PolicySection, home: Path, kind: str
+) -> tuple[DeployedVersion, Path]:
+    """Deploy a version, and return it and its folder; a store has its zip no more."""
+    (home / "store").mkdir()
+    source = home / "store" / "policy.zip"
     address = address_of(source)
     version = (
         uploaded(files, "v2")
@@ -618,19 +652,14 @@ def test_damaged_copy_of_a_deployed_version_is_unpacked_anew_whatever_its_store_
         else DeployedVersion("v2", address if kind == "address" else str(source), 100.0)
     )
     folder = files.prepare(section, version, nothing_fetched)
-    good = {name: path.read_bytes() for name, path in files_of_model(folder).items()}
-    version = replace(version, digest=identify_model(folder).version)
-    for path in files_of_model(folder).values():
-        path.write_bytes(b"damaged")
-    if not is_listed:
-        (folder / ".files-sha256.json").unlink()
     if kind != "path":
         source.unlink()
+    return replace(version, digest=identify_model(folder).version), folder
 
-    again = files.prepare(section, version, nothing_fetched)
 
-    assert again == folder
-    assert {name: path.read_bytes() for name, path in files_of_model(again).items()} == good
+def content_of(folder: Path) -> dict[str, bytes]:
+    """Return a model's files by their names."""
+    return {name: path.read_bytes() for name, path in files_of_model(folder).items()}
 
 
 def test_deployed_copy_is_served_when_another_file_comes_to_lie_beside_its_path(
