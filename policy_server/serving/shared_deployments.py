@@ -10,6 +10,7 @@ from pathlib import Path
 
 from policy_server.backends.shared_records import SharedRecords
 from policy_server.errors import DeploymentChangedError, DeploymentError
+from policy_server.files.regular import parse_json
 from policy_server.serving.deployment import DeployedVersion, Deployment
 from policy_server.serving.deployment_file import DeploymentFile
 from policy_server.serving.kept_deployment import kept_deployment
@@ -110,7 +111,7 @@ class SharedDeployments:
         if text is None:
             return None
         try:
-            return kept_deployment(json.loads(text))
+            return kept_deployment(parse_json(text))
         except ValueError as error:
             if self._damaged.get(policy) != text:
                 self._damaged[policy] = text

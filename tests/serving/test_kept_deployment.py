@@ -304,3 +304,16 @@ def test_cluster_that_has_lost_its_records_gets_no_unsound_copy(
 
     assert shared(tmp_path, records).read("door") is None
     assert records.text is None
+
+
+@pytest.mark.parametrize("nested", ["[", '{"versions":'], ids=["lists", "objects"])
+def test_record_of_a_cluster_that_is_nested_too_deeply_is_not_used(
+    tmp_path: Path, nested: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = shared(tmp_path, Records(nested * 100_000))
+
+    assert [store.read("door") for _ in range(3)] == [None, None, None]
+
+    [record] = caplog.records
+    assert record.getMessage() == "deployment_not_used"
+    assert vars(record)["reason"] == "the cluster's is damaged: it is nested too deeply"
