@@ -317,8 +317,8 @@ class PolicySlot:
         """Load the planned versions, and split the questions among them.
 
         One that can't be loaded leaves its share to the one that stands in for it, else to the
-        others. Where none that answers can be loaded, the policy's own address is tried, whose
-        files may be others than those that were deployed, or its own files if `plan` says so.
+        others. Where none that answers can be loaded, the policy's own model is tried, whose files
+        may be others than those that were deployed, or if `plan` says so.
 
         Raises:
             PolicyServerError: if no version that answers can be loaded.
@@ -328,16 +328,21 @@ class PolicySlot:
             await self._start(self._planned, refusals)
         except PolicyServerError:
             are_others = any(isinstance(error, OtherFilesError) for error in refusals)
-            if not (self._is_own_next or (are_others and self._has_own_address())):
+            if not (self._is_own_next or (are_others and self._had_own_model())):
                 raise
             # It may have other files by now, and is named after them: they win.
             await self._start(self._own, [])
 
-    def _has_own_address(self) -> bool:
-        """Return whether the policy's own address was to be loaded under a version's name."""
+    def _had_own_model(self) -> bool:
+        """Return whether the policy's own model was to be loaded as it was deployed.
+
+        An address to which schema.yaml gives a name stands for the same files under that name.
+        """
         named = {item.model for item in self._planned if item.name}
-        own = [item.model for item in self._own if not item.name and item.model in named]
-        return any("://" in (model or "") for model in own)
+        return any(
+            item.model in named and not (item.name and "://" in (item.model or ""))
+            for item in self._own
+        )
 
     async def _start(
         self, planned: Sequence[PlannedVersion], refusals: list[PolicyServerError]
