@@ -322,6 +322,17 @@ async def test_start_serves_no_other_files_under_a_versions_name(
     assert [vars(record)["reason"] for record in logged] == [reason]
 
 
+async def test_version_that_was_rolled_back_does_not_stand_in_for_own_files_that_were_replaced(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, {OWN_FILE: "base", "a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
+        await first.deployer.roll_back()
+    there = {OWN_FILE: "renewed", "a": "second"}
+    async with running(tmp_path, there, is_following=False) as second:
+        assert second.shares == {"renewed": 100.0}
+
+
 async def test_policys_own_other_files_win_under_a_version_of_schema_yaml(tmp_path: Path) -> None:
     async with running(tmp_path, {BASE: "base", "a": "second"}) as first:
         await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
