@@ -233,16 +233,16 @@ def test_worker_that_is_started_over_other_files_follows_the_others(
         after = versions_that_answer(server)
         change_versions(server, "versions?version=v3", upload)
         wait_until(lambda: versions_that_answer(server) == {"v3"})
-        change_versions(server, "rollback")
-        wait_until(lambda: "v3" not in versions_that_answer(server))
-        rolled_back = versions_that_answer(server)
+        if is_deployed:
+            assert after == {"v2"}
+            # Without it, the old files are the former version, which only one worker has.
+            change_versions(server, "rollback")
+            wait_until(lambda: versions_that_answer(server) == {"v2"})
 
         assert server.output().count("policy_files_changed") == 1
         change_versions(server, "versions?version=v4", upload)
     with running_server(home, environment=environment) as server:
         assert versions_that_answer(server) == {"v4"}
-    if is_deployed:
-        assert (after, rolled_back) == ({"v2"}, {"v2"})
 
 
 @pytest.mark.parametrize("is_deployed", [True, False], ids=["deployed since", "deployed before"])
