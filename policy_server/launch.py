@@ -34,6 +34,7 @@ from policy_server.schema import read_schema_file
 from policy_server.servable import check_servable, resolve_api_key
 from policy_server.server_keys import followed_keys, keys_of
 from policy_server.serving import PolicyRegistry
+from policy_server.serving.deployment_store import one_basis
 from policy_server.settings import LogFormat, find_log_format, read_settings
 from policy_server.telemetry import configure_logging, flush_log, is_json, log_uncaught
 from policy_server.web import Application, create_app
@@ -78,7 +79,7 @@ def build_app() -> Application:
         settings,
         file,
         is_alone=worker is None,
-        begun_with=dict if worker is None else worker.begun_with,
+        share_bases=one_basis if worker is None else worker.share_digests,
     )
 
     @asynccontextmanager

@@ -33,6 +33,7 @@ from policy_server.serving import (
 )
 from policy_server.serving.administration import Administration
 from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.serving.deployment_store import Bases, one_basis
 from policy_server.serving.session_stores import session_store
 from policy_server.serving.shared_deployments import SharedDeployments
 from policy_server.settings import ENV_PREFIX, Settings
@@ -61,7 +62,7 @@ class Policies:
         *,
         opening: BackendsOpener | None = None,
         is_alone: bool = True,
-        begun_with: Callable[[Mapping[str, str]], Mapping[str, str]] = dict,
+        share_bases: Callable[[Mapping[str, str]], Bases] = one_basis,
     ) -> None:
         """Own the registry and, while `running`, the backends; nothing is loaded yet.
 
@@ -70,8 +71,9 @@ class Policies:
             file: the contents of schema.yaml.
             opening: opens backends that others use too; None opens those that the settings name.
             is_alone: whether no other web process answers at the same address.
-            begun_with: returns the digests of schema.yaml and the policies' files that the server
-                began with, by the policies' names, for those that this web process has found.
+            share_bases: tells the server's other web processes the digests of schema.yaml and the
+                policies' files that this one has found, by the policies' names, and returns the
+                bases that all of them have found.
 
         Raises:
             SettingsError: if a setting names the model of one policy, and there are several, or if
@@ -89,7 +91,7 @@ class Policies:
         self._backends: Backends | None = None
         self._deployers: list[Deployer] = []
         self._files = VersionFiles(settings)
-        self._begun_with = begun_with
+        self._share_bases = share_bases
         self._sections = {section.name: section for section in file}
         self._file = file
         self._sessions = session_store(settings, self.metrics, is_alone=is_alone)
@@ -136,9 +138,9 @@ class Policies:
             self._backends = backends
             await stack.enter_async_context(self._sessions.running())
             found = await asyncio.to_thread(self._files.basis, self._file)
-            basis = await asyncio.to_thread(self._begun_with, found)
-            changed = {name for name, digest in found.items() if basis[name] != digest}
-            store = self._store_of(basis, await backends.shared_records())
+            bases = await asyncio.to_thread(self._share_bases, found)
+            changed = {name for name in found if len(await asyncio.to_thread(bases, name)) > 1}
+            store = self._store_of(bases, await backends.shared_records())
             self._deployers = deployers = [
                 self._deployer(slot, store, has_other_files=slot.name in changed)
                 for slot in self.registry
@@ -170,16 +172,16 @@ class Policies:
         for deployer in self._deployers:
             deployer.end_deploys()
 
-    def _store_of(self, basis: Mapping[str, str], records: SharedRecords | None) -> DeploymentStore:
+    def _store_of(self, bases: Bases, records: SharedRecords | None) -> DeploymentStore:
         """Return the store of the deployments: the cluster's, else that of the server's folder."""
-        file = DeploymentFile(self._settings.home, basis)
+        file = DeploymentFile(self._settings.home, bases)
         if records is None:
             return file
 
         def uploads(policy: str, deployment: Deployment) -> Mapping[str, Path]:
             return self._files.uploads(self._sections[policy], deployment)
 
-        return SharedDeployments(records, file, basis, uploads)
+        return SharedDeployments(records, file, bases, uploads)
 
     def _deployer(
         self, slot: PolicySlot, store: DeploymentStore, *, has_other_files: bool
@@ -225,15 +227,16 @@ def _versions_of(section: PolicySection) -> list[DeployedVersion]:
 
 
 def _warn_of_other_files(slot: PolicySlot) -> None:
-    """Log that a web process began over other files than those beside it, and what it serves."""
+    """Log that a web process began after files were replaced, and what it serves."""
     logger.warning(
         "policy_files_changed",
         extra={
             "policy": slot.name,
             "live": None if slot.live is None else slot.live.label,
             "reason": "schema.yaml or the policy's files were replaced while the server runs: this "
-            "web process serves what is deployed, or the new files where that can't be had, and "
-            "others may still have the old files; deploy a version, or start the server again",
+            "web process serves what is deployed, or the files that lie there now where that can't "
+            "be had; one that began before serves the old files in their place. Deploy a version, "
+            "which all serve and the next start too, or start the server again with the new files",
         },
     )
 

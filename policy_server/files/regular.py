@@ -19,6 +19,7 @@ __all__ = [
     "failure_of_system",
     "is_there",
     "open_file",
+    "parse_json",
     "read_json",
     "read_text",
     "shortage_of_system",
@@ -197,10 +198,22 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 -- any JSON
 
     Raises:
         OSError: as `read_text`.
-        ValueError: as `read_text`, or if it is no JSON, or nested too deeply to be read.
+        ValueError: as `read_text` and `parse_json`.
+    """
+    return parse_json(read_text(path))
+
+
+def parse_json(text: str) -> Any:  # noqa: ANN401 -- any JSON
+    """Read JSON that another program may have written.
+
+    Args:
+        text: the JSON.
+
+    Raises:
+        ValueError: if it is no JSON, or nested too deeply to be read.
     """
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from multiprocessing import parent_process
 from pathlib import Path
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _PURPOSE = "metrics"
 _LAST_WORD = "failed"
 _SERVING = "serving-"
-_BEGUN = "begun.json"
+_DIGESTS = "digests.json"
 _OTHERS_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 # An argument of each worker; multiprocessing's other child, which tracks resources, has none.
@@ -60,27 +60,39 @@ class Worker:
         shared = share_folder(_PURPOSE, parent=self.supervisor)
         self.folder, self.is_first = shared.path, shared.is_new
 
-    def begun_with(self, digests: Mapping[str, str]) -> dict[str, str]:
-        """Return the digests of the files that the first of the workers began with.
+    def share_digests(self, digests: Mapping[str, str]) -> Callable[[str], Sequence[str]]:
+        """Note for all workers the digests of the files that this one has found.
 
         One that takes the place of a worker finds other files where somebody has replaced them.
 
         Args:
-            digests: those of the files that this worker has found, each by a name; they hold for
-                names that no worker before it knew.
+            digests: those of the files, each by a name.
+
+        Returns:
+            A function that returns the digests which the workers have found under a name by now,
+            each once, the latest last. It reads a file.
 
         Raises:
             OSError: if the workers' folder can't be used.
         """
         # A worker that was the last one may have removed it.
         share_folder(_PURPOSE, parent=self.supervisor)
-        path = self.folder / _BEGUN
+        path = self.folder / _DIGESTS
         with FileLock(self.folder, is_folder=True):
-            known = json.loads(path.read_text()) if path.exists() else {}
-            found = {**digests, **known}
-            if found != known:
-                write_whole(path, json.dumps(found))
-        return found
+            shared = json.loads(path.read_text()) if path.exists() else {}
+            for name, digest in digests.items():
+                others = [known for known in shared.get(name, ()) if known != digest]
+                shared[name] = [*others, digest]
+            write_whole(path, json.dumps(shared))
+        # The folder may be removed while this worker still runs.
+        latest: dict[str, Sequence[str]] = shared
+
+        def digests_of(name: str) -> Sequence[str]:
+            with suppress(OSError):
+                latest.update(json.loads(path.read_text()))
+            return latest[name]
+
+        return digests_of
 
     def note_serving(self) -> None:
         """Note that this worker serves: one that can't start does not end it any more."""
@@ -131,7 +143,7 @@ class Worker:
             # Those that were killed could not remove theirs.
             for path in self._serving():
                 path.unlink(missing_ok=True)
-            (self.folder / _BEGUN).unlink(missing_ok=True)
+            (self.folder / _DIGESTS).unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
 

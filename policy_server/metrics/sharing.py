@@ -20,6 +20,7 @@ from typing import Any
 
 from policy_server.files.atomic import UNFINISHED, write_whole
 from policy_server.files.locks import FileLock
+from policy_server.files.regular import parse_json
 from policy_server.files.shared_folders import beginning_of
 from policy_server.metrics.counts import ALIKE_COUNTERS, Counts, Labels
 
@@ -207,7 +208,4 @@ def _is_alive(path: Path) -> bool:
 
 def _read_json(path: Path) -> Any:  # noqa: ANN401 -- any JSON
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
+        return parse_json(file.read())

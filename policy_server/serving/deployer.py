@@ -76,7 +76,7 @@ class Deployer:
             period_s: how often the store is looked at, in seconds.
             session_drain_s: for how long a version waits for its episodes and sessions to end, in
                 seconds.
-            has_other_files: whether the policy's own files are others than those that the kept
+            has_other_files: whether the policy's own files may be others than those that the kept
                 deployment was made over: they are served where it can't be.
         """
         self.slot = slot
@@ -123,7 +123,7 @@ class Deployer:
     def adopt(self) -> None:
         """Begin with the versions that the slot has loaded."""
         kept, loaded = self._stored.known, self.slot.versions.keys()
-        if kept is not None and self.slot.traffic is not None and not kept.names & loaded:
+        if kept is not None and self.slot.traffic is not None and not self._has_loaded_of(kept):
             self._stored.overrule(kept)
         elif kept is not None and not kept.names <= loaded:
             self._stored.postpone(kept)
@@ -136,6 +136,14 @@ class Deployer:
         assert here is not None, "a version that answers was loaded"
         self._served = here
         self.slot.route(here.percents, shadows=here.shadows)
+
+    def _has_loaded_of(self, kept: Deployment) -> bool:
+        """Return whether a version is loaded as it is deployed: others may have its name."""
+        versions = self.slot.versions
+        return any(
+            item.name in versions and item.digest in ("", versions[item.name].digest)
+            for item in kept
+        )
 
     @property
     def names(self) -> frozenset[str]:

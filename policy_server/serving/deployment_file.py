@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,7 @@ from policy_server.files.atomic import write_whole
 from policy_server.files.locks import FileLock
 from policy_server.files.regular import failure_of_system, read_json, unread
 from policy_server.serving.deployment import DeployedVersion, Deployment
+from policy_server.serving.deployment_store import Bases
 from policy_server.serving.kept_deployment import kept_deployment
 
 __all__ = ["DeploymentFile"]
@@ -31,21 +32,21 @@ _PRIVATE = 0o600
 class DeploymentFile:
     """A `DeploymentStore` in a file of the server's folder, which its processes share.
 
-    A deployment is kept with a digest of the schema.yaml and the policy's files that it began with:
-    where these have changed since, it is not used any more.
+    A deployment is kept with its basis, a digest of the schema.yaml and the policy's files that it
+    was made over: where these have changed since, it is not used any more.
     """
 
-    def __init__(self, home: Path, basis: Mapping[str, str]) -> None:
+    def __init__(self, home: Path, bases: Bases) -> None:
         """Own nothing: the file belongs to the folder.
 
         Args:
             home: the server's folder.
-            basis: the digest of each policy's part of schema.yaml and its files, by its name.
+            bases: returns the digests of a policy's part of schema.yaml and its files.
         """
         self._path = home / _NAME
         self._damaged = home / _DAMAGED
         self._lock = home / _LOCK
-        self._basis = basis
+        self._bases = bases
         self._told: set[str] = set()
         self._seen: tuple[tuple[int, int], dict[str, Any]] | None = None
         # Between reading and writing: what can't be read must not be written without it.
@@ -60,14 +61,27 @@ class DeploymentFile:
         Raises:
             DeploymentError: if the disk fails: without the file, other versions would be served.
         """
+        kept = self.read_with_basis(policy)
+        return None if kept is None else kept[1]
+
+    def read_with_basis(self, policy: str) -> tuple[str, Deployment] | None:
+        """Return a policy's deployment, after the basis that it is kept with.
+
+        Args:
+            policy: the policy's name.
+
+        Raises:
+            DeploymentError: as `read`.
+        """
         entry = self._entries().get(policy)
         if entry is None:
             return None
         try:
-            if entry["basis"] != self._basis.get(policy):
+            basis = entry["basis"]
+            if basis not in self._bases(policy):
                 self._tell(policy, "schema.yaml or the policy's files have changed since")
                 return None
-            return kept_deployment(entry["deployment"])
+            return basis, kept_deployment(entry["deployment"])
         except (KeyError, TypeError):
             self._tell(policy, "it is damaged")
         except ValueError as error:
@@ -96,29 +110,30 @@ class DeploymentFile:
             known = self.read(policy)
             if known is not None and known.serial >= deployment.serial:
                 raise DeploymentChangedError.of(policy)
-            self._replace(policy, deployment)
+            self._replace(policy, deployment, self._bases(policy)[-1])
 
-    def copy(self, policy: str, deployment: Deployment) -> None:
+    def copy(self, policy: str, deployment: Deployment, basis: str) -> None:
         """Keep a deployment that was decided elsewhere, whatever is kept here.
 
         Args:
             policy: the policy's name.
             deployment: its deployment.
+            basis: the one that it is kept with elsewhere.
 
         Raises:
             DeploymentError: if the file can't be written.
         """
         with self._locked():
-            if self.read(policy) != deployment:
-                self._replace(policy, deployment)
+            if self.read_with_basis(policy) != (basis, deployment):
+                self._replace(policy, deployment, basis)
 
     def fetch(self, policy: str, model: str, target: Path) -> bool:  # noqa: ARG002 -- the protocol's
         """Return False: the server's folder is all there is; see `DeploymentStore.fetch`."""
         return False
 
-    def _replace(self, policy: str, deployment: Deployment) -> None:
+    def _replace(self, policy: str, deployment: Deployment, basis: str) -> None:
         self._keep_damaged(policy)
-        entry = {"basis": self._basis.get(policy, ""), "deployment": asdict(deployment)}
+        entry = {"basis": basis, "deployment": asdict(deployment)}
         text = json.dumps({**self._entries(), policy: entry}, indent=1)
         self._make_private()
         write_whole(self._path, text, is_durable=True)

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from policy_server.serving.deployment import DeployedVersion, Deployment
 
-__all__ = ["DeploymentStore"]
+__all__ = ["Bases", "DeploymentStore", "one_basis"]
+
+# Returns the digests of a policy's part of schema.yaml and its files, by the policy's name: one for
+# each state of them that a web process of this server began with, the latest last. Deployments made
+# over any of these are served. A change is kept with the latest, which the next start finds.
+Bases = Callable[[str], Sequence[str]]
+
+
+def one_basis(digests: Mapping[str, str]) -> Bases:
+    """Return the bases of a server whose web processes began with the same files.
+
+    Args:
+        digests: those of each policy's part of schema.yaml and its files, by its name.
+    """
+    return lambda policy: (digests[policy],)
 
 
 class DeploymentStore(Protocol):

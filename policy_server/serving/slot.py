@@ -317,57 +317,73 @@ class PolicySlot:
         """Load the planned versions, and split the questions among them.
 
         One that can't be loaded leaves its share to the one that stands in for it, else to the
-        others. Where none that answers can be loaded, the policy's own address is tried, whose
-        files may be others than those that were deployed, or its own files if `plan` says so.
+        others. Nothing stands in for the policy's own files that were replaced. Where none that
+        answers can be loaded, the policy's own model is tried, whose files may be others than those
+        that were deployed, or if `plan` says so.
 
         Raises:
             PolicyServerError: if no version that answers can be loaded.
         """
-        refusals: list[PolicyServerError] = []
+        refusals: dict[str, PolicyServerError] = {}
         try:
             await self._start(self._planned, refusals)
         except PolicyServerError:
-            are_others = any(isinstance(error, OtherFilesError) for error in refusals)
-            if not (self._is_own_next or (are_others and self._has_own_address())):
+            are_others = any(isinstance(error, OtherFilesError) for error in refusals.values())
+            if not (self._is_own_next or (are_others and self._had_own_model())):
                 raise
             # It may have other files by now, and is named after them: they win.
-            await self._start(self._own, [])
+            await self._start(self._own, {})
 
-    def _has_own_address(self) -> bool:
-        """Return whether the policy's own address was to be loaded under a version's name."""
+    def _had_own_model(self) -> bool:
+        """Return whether the policy's own model was to be loaded as it was deployed.
+
+        An address to which schema.yaml gives a name stands for the same files under that name.
+        """
         named = {item.model for item in self._planned if item.name}
-        own = [item.model for item in self._own if not item.name and item.model in named]
-        return any("://" in (model or "") for model in own)
+        return any(
+            item.model in named and not (item.name and "://" in (item.model or ""))
+            for item in self._own
+        )
 
     async def _start(
-        self, planned: Sequence[PlannedVersion], refusals: list[PolicyServerError]
+        self, planned: Sequence[PlannedVersion], refusals: dict[str, PolicyServerError]
     ) -> None:
         loaded: dict[str, PlannedVersion] = {}
         for item in planned:
             try:
                 version = await self.add(item.open_policy, name=item.name)
             except PolicyServerError as error:
-                refusals.append(error)
+                refusals[item.name] = error
                 self.failures[item.name] = error.message
                 log_not_served(self.name, item.name, error)
             else:
                 self._models[version.label] = item.model
                 loaded[version.label] = item
-        percents = self._percents_of(planned, loaded)
+        percents = self._percents_of(planned, loaded, refusals)
         if not percents:
             assert refusals, "a version that answers was planned, and is not there"
-            self.failure = refusals[0].message
+            first = next(iter(refusals.values()))
+            self.failure = first.message
             for name in [*self.versions]:
                 # Nobody would know of a version that answers nothing.
                 await self.remove(name)
-            raise refusals[0]
+            raise first
         self.route(percents, shadows={name for name, item in loaded.items() if item.is_shadow})
 
     def _percents_of(
-        self, planned: Sequence[PlannedVersion], loaded: Mapping[str, PlannedVersion]
+        self,
+        planned: Sequence[PlannedVersion],
+        loaded: Mapping[str, PlannedVersion],
+        refusals: Mapping[str, PolicyServerError],
     ) -> Mapping[str, float]:
         """Return the share of each loaded version that answers, by name."""
-        left = {item.name: item.percent for item in planned if item.name in self.failures}
+        own_files = {item.model for item in self._own if "://" not in (item.model or "")}
+        left = {
+            item.name: item.percent
+            for item in planned
+            if item.name in refusals
+            and not (isinstance(refusals[item.name], OtherFilesError) and item.model in own_files)
+        }
         percents = {
             name: item.percent + left.get(item.stands_in_for, 0.0)
             for name, item in loaded.items()

@@ -54,7 +54,7 @@ def test_one_of_workers_that_stop_together_is_the_last(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_worker_that_comes_later_has_the_digests_that_the_first_began_with(
+def test_workers_know_the_digests_of_all_files_that_any_of_them_has_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -63,18 +63,24 @@ def test_worker_that_comes_later_has_the_digests_that_the_first_began_with(
     monkeypatch.setattr(workers, "parent_process", lambda: parent)
     first, later = Worker(), Worker()
 
-    begun = first.begun_with({"door": "old"})
-    joined = later.begun_with({"door": "new", "gate": "first"})
-    again = first.begun_with({"door": "newer", "gate": "second"})
+    in_first = first.share_digests({"door": "old"})
+    begun = in_first("door")
+    in_later = later.share_digests({"door": "new", "gate": "first"})
+    joined = [in_first("door"), in_later("door"), in_first("gate")]
+    later.share_digests({"door": "old"})
+    restored = [in_first("door"), in_later("door")]
     first.leave()
     is_left = list(tmp_path.iterdir())
+    after_all = in_first("door")
     anew = Worker()
-    afterwards = anew.begun_with({"door": "newer"})
+    afterwards = anew.share_digests({"door": "newer"})("door")
     anew.leave()
 
-    assert begun == {"door": "old"}
-    assert joined == again == {"door": "old", "gate": "first"}
-    assert afterwards == {"door": "newer"}
+    assert begun == ["old"]
+    assert joined == [["old", "new"], ["old", "new"], ["first"]]
+    assert restored == [["new", "old"]] * 2
+    assert after_all == ["new", "old"]
+    assert afterwards == ["newer"]
     assert is_left == list(tmp_path.iterdir()) == []
 
 

@@ -191,6 +191,26 @@ def versions_that_answer(server: Server) -> set[str]:
     return {answer.headers["x-policy-version"] for answer in answers}
 
 
+def change_versions(server: Server, path: str, content: bytes | None = None) -> None:
+    """Change the versions of the only policy."""
+    answer = asking.post(
+        f"{server.url}/admin/policies/default/{path}",
+        content=content,
+        headers={"access-token": "admin", "content-type": "application/zip"},
+        timeout=120,
+    )
+    assert answer.is_success, answer.text
+
+
+def replace_archive(archive: Path) -> None:
+    """Put another zip with the same policy in a zip's place."""
+    changed = archive.with_suffix(".new")
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(changed, "w") as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    changed.replace(archive)
+
+
 @pytest.mark.parametrize("is_deployed", [True, False], ids=["deployed", "nothing deployed"])
 def test_worker_that_is_started_over_other_files_follows_the_others(
     tmp_path: Path, *, is_deployed: bool
@@ -200,38 +220,59 @@ def test_worker_that_is_started_over_other_files_follows_the_others(
     upload = archive.read_bytes()
     environment = {"POLICY_SERVER_BACKEND": "local", "POLICY_SERVER_ADMIN_KEY": "admin"}
 
-    def change(server: Server, path: str, content: bytes | None = None) -> None:
-        answer = asking.post(
-            f"{server.url}/admin/policies/default/{path}",
-            content=content,
-            headers={"access-token": "admin", "content-type": "application/zip"},
-            timeout=120,
-        )
-        assert answer.is_success, answer.text
-
     with running_server(home, "--workers", "2", environment=environment) as server:
         server.child.wait_until(lambda: server.output().count(SERVING) == 2)
         if is_deployed:
-            change(server, "versions?version=v2", upload)
+            change_versions(server, "versions?version=v2", upload)
             wait_until(lambda: versions_that_answer(server) == {"v2"})
-        with zipfile.ZipFile(archive) as old, zipfile.ZipFile(tmp_path / "new", "w") as new:
-            for member in old.infolist():
-                new.writestr(member.filename, old.read(member))
-        (tmp_path / "new").replace(archive)
+        replace_archive(archive)
         workers = [pid for pid in descendants(server.process.pid) if "spawn" in command_line(pid)]
 
         os.kill(workers[0], signal.SIGKILL)
         server.child.wait_until(lambda: server.output().count(SERVING) == 3)
         after = versions_that_answer(server)
-        change(server, "versions?version=v3", upload)
+        change_versions(server, "versions?version=v3", upload)
         wait_until(lambda: versions_that_answer(server) == {"v3"})
-        change(server, "rollback")
-        wait_until(lambda: "v3" not in versions_that_answer(server))
-        rolled_back = versions_that_answer(server)
+        if is_deployed:
+            assert after == {"v2"}
+            # Without it, the old files are the former version, which only one worker has.
+            change_versions(server, "rollback")
+            wait_until(lambda: versions_that_answer(server) == {"v2"})
 
         assert server.output().count("policy_files_changed") == 1
-    if is_deployed:
-        assert (after, rolled_back) == ({"v2"}, {"v2"})
+        change_versions(server, "versions?version=v4", upload)
+    with running_server(home, environment=environment) as server:
+        assert versions_that_answer(server) == {"v4"}
+
+
+@pytest.mark.parametrize("is_deployed", [True, False], ids=["deployed since", "deployed before"])
+def test_deployment_outlives_a_restart_where_it_was_made_over_the_files_that_workers_took_in(
+    tmp_path: Path, *, is_deployed: bool
+) -> None:
+    home = compiled_home_of("ppo_discrete", tmp_path / "home")
+    archive = home / "saved_model.zip"
+    upload = archive.read_bytes()
+    environment = {
+        "POLICY_SERVER_BACKEND": "local",
+        "POLICY_SERVER_ADMIN_KEY": "admin",
+        # Seconds in which a worker has to be there: it compiles the policy first.
+        "UVICORN_TIMEOUT_WORKER_HEALTHCHECK": "60",
+    }
+
+    with running_server(home, "--workers", "2", environment=environment) as server:
+        server.child.wait_until(lambda: server.output().count(SERVING) == 2)
+        change_versions(server, "versions?version=v2", upload)
+        replace_archive(archive)
+
+        os.kill(server.process.pid, signal.SIGHUP)
+        server.child.wait_until(lambda: server.output().count(SERVING) == 4)
+        if is_deployed:
+            change_versions(server, "versions?version=v3", upload)
+    with running_server(home, environment=environment) as server:
+        answering = versions_that_answer(server)
+
+    assert ("v3" in answering) == is_deployed
+    assert "v2" not in answering
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

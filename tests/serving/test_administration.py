@@ -25,6 +25,7 @@ from policy_server.serving import (
 )
 from policy_server.serving.administration import Administration
 from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.serving.deployment_store import one_basis
 from policy_server.settings import Settings
 from policy_server.version_files import VersionFiles
 from tests.support.audit import audited
@@ -64,7 +65,7 @@ async def administered(
     deployer = Deployer(
         slot,
         opener,
-        DeploymentFile(home, {"door": "today"}),
+        DeploymentFile(home, one_basis({"door": "today"})),
         forget=partial(files.forget, "door"),
     )
     deployer.plan()

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pydantic import SecretStr
 
 from policy_server.errors import (
+    DeploymentChangedError,
     DeploymentError,
     ModelError,
     NotReadyError,
@@ -43,6 +44,7 @@ from policy_server.serving import (
     deployment_file,
 )
 from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.serving.deployment_store import one_basis
 from policy_server.serving.redis_sessions import RedisSessions
 from policy_server.serving.session_store import SessionStore
 from policy_server.settings import Settings
@@ -160,7 +162,7 @@ def deployer_of(
     return Deployer(
         slot,
         opening,
-        DeploymentFile(home, {"door": basis}),
+        DeploymentFile(home, one_basis({"door": basis})),
         period_s=0.01,
         session_drain_s=session_drain_s,
         has_other_files=has_other_files,
@@ -538,7 +540,7 @@ class SlowStore(DeploymentFile):
     """A store that writes when it is let go."""
 
     def __init__(self, home: Path) -> None:
-        super().__init__(home, {"door": "today"})
+        super().__init__(home, one_basis({"door": "today"}))
         self.is_asked, self.may_end = threading.Event(), threading.Event()
 
     def write(self, policy: str, deployment: Deployment) -> None:
@@ -584,7 +586,7 @@ class LateStore(DeploymentFile):
 async def test_change_that_always_comes_after_another_process_is_refused(tmp_path: Path) -> None:
     planned = [PlannedVersion("v1", opener(V1), V1.model)]
     slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
-    deployer = Deployer(slot, opener, LateStore(tmp_path, {"door": "today"}))
+    deployer = Deployer(slot, opener, LateStore(tmp_path, one_basis({"door": "today"})))
     await start(deployer)
 
     with pytest.raises(DeploymentError, match="were changed by another process"):
@@ -658,12 +660,34 @@ async def test_deployment_of_other_files_is_not_used(tmp_path: Path) -> None:
     await other.slot.aclose()
 
 
+def test_change_after_files_were_replaced_is_there_at_the_next_start_over_them(
+    tmp_path: Path,
+) -> None:
+    found = ["old"]
+    first, later = (DeploymentFile(tmp_path, lambda _policy: found) for _ in range(2))
+    first.write("door", replace(begun(), serial=1))
+    found.append("new")
+
+    before = [first.read("door"), later.read("door")]
+    at_next_start = DeploymentFile(tmp_path, one_basis({"door": "new"})).read("door")
+    first.write("door", replace(begun(), serial=2))
+    with pytest.raises(DeploymentChangedError):
+        later.write("door", replace(begun(), serial=2))
+    later.write("door", replace(begun(), serial=3))
+
+    assert before == [replace(begun(), serial=1)] * 2
+    assert at_next_start is None
+    kept = replace(begun(), serial=3)
+    assert first.read("door") == later.read("door") == kept
+    assert DeploymentFile(tmp_path, one_basis({"door": "new"})).read("door") == kept
+
+
 @pytest.mark.parametrize("has_other_files", [True, False])
 async def test_web_process_over_other_files_serves_them_where_what_is_deployed_is_gone(
     tmp_path: Path, *, has_other_files: bool
 ) -> None:
     gone = DeployedVersion("v2", BROKEN, 100.0)
-    DeploymentFile(tmp_path, {"door": "today"}).write(
+    DeploymentFile(tmp_path, one_basis({"door": "today"})).write(
         "door", replace(Deployment.begin([gone]), serial=1)
     )
     deployer = deployer_of(tmp_path, has_other_files=has_other_files)
@@ -676,7 +700,7 @@ async def test_web_process_over_other_files_serves_them_where_what_is_deployed_i
     begun = deployer.slot.choose().label
     running = asyncio.create_task(deployer.run())
     v3 = DeployedVersion("v3", "v3.zip", 100.0)
-    DeploymentFile(tmp_path, {"door": "today"}).write(
+    DeploymentFile(tmp_path, one_basis({"door": "today"})).write(
         "door", replace(Deployment.begin([gone]).deployed(v3), serial=2)
     )
     await until(lambda: deployer.slot.choose().label == "v3")
@@ -725,7 +749,7 @@ async def test_policy_that_could_not_be_loaded_is_mended_by_a_deploy(tmp_path: P
     broken = DeployedVersion("v1", BROKEN, 100.0)
     planned = [PlannedVersion("v1", opener(broken), BROKEN)]
     slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
-    deployer = Deployer(slot, opener, DeploymentFile(tmp_path, {"door": "today"}))
+    deployer = Deployer(slot, opener, DeploymentFile(tmp_path, one_basis({"door": "today"})))
     with pytest.raises(ModelError, match="broken"):
         await start(deployer)
     with pytest.raises(DeploymentError, match="no version is live"):
@@ -763,10 +787,10 @@ def test_file_is_the_servers_alone_since_an_address_may_hold_a_signature(
         path.write_text("{}")
         path.chmod(mode)
 
-    DeploymentFile(tmp_path, {"door": "today"}).write("door", begun())
+    DeploymentFile(tmp_path, one_basis({"door": "today"})).write("door", begun())
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert DeploymentFile(tmp_path, {"door": "today"}).read("door") == begun()
+    assert DeploymentFile(tmp_path, one_basis({"door": "today"})).read("door") == begun()
 
 
 async def test_address_is_not_told_when_it_holds_another_policy(tmp_path: Path) -> None:
@@ -774,7 +798,7 @@ async def test_address_is_not_told_when_it_holds_another_policy(tmp_path: Path) 
     await start(deployer)
     address = "https://host/b.zip?X-Amz-Signature=hush"
     other = DeployedVersion("v2", address, 50.0, digest="123456789012")
-    DeploymentFile(tmp_path, {"door": "today"}).write(
+    DeploymentFile(tmp_path, one_basis({"door": "today"})).write(
         "door", replace(begun().deployed(other), serial=1)
     )
 
@@ -789,8 +813,8 @@ async def test_address_is_not_told_when_it_holds_another_policy(tmp_path: Path) 
 def test_deployments_of_other_policies_outlive_a_file_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bases = {"door": "today", "gate": "today"}
-    for policy in bases:
+    bases = one_basis({"door": "today", "gate": "today"})
+    for policy in ("door", "gate"):
         DeploymentFile(tmp_path, bases).write(policy, begun())
     store = DeploymentFile(tmp_path, bases)
 

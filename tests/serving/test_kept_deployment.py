@@ -26,6 +26,7 @@ from policy_server.serving import (
     PolicySlot,
 )
 from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.serving.deployment_store import one_basis
 from policy_server.serving.kept_deployment import kept_deployment
 from policy_server.serving.shared_deployments import SharedDeployments
 from policy_server.settings import Settings
@@ -35,7 +36,7 @@ from tests.support.waiting import until
 SCHEMA = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")
 V1 = DeployedVersion("v1", "v1.zip", 100.0)
 V2 = DeployedVersion("v2", "v2.zip", 100.0)
-BASES = {"door": "today"}
+BASES = one_basis({"door": "today"})
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -113,7 +114,7 @@ def damaged(change: Change) -> dict[str, Any]:
 
 def write_damaged(home: Path, change: Change) -> None:
     """Change a server's versions.json by hand."""
-    entry = {"basis": BASES["door"], "deployment": damaged(change)}
+    entry = {"basis": BASES("door")[0], "deployment": damaged(change)}
     path = home / "versions.json"
     path.unlink(missing_ok=True)
     path.write_text(json.dumps({"door": entry}))
@@ -304,3 +305,16 @@ def test_cluster_that_has_lost_its_records_gets_no_unsound_copy(
 
     assert shared(tmp_path, records).read("door") is None
     assert records.text is None
+
+
+@pytest.mark.parametrize("nested", ["[", '{"versions":'], ids=["lists", "objects"])
+def test_record_of_a_cluster_that_is_nested_too_deeply_is_not_used(
+    tmp_path: Path, nested: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = shared(tmp_path, Records(nested * 100_000))
+
+    assert [store.read("door") for _ in range(3)] == [None, None, None]
+
+    [record] = caplog.records
+    assert record.getMessage() == "deployment_not_used"
+    assert vars(record)["reason"] == "the cluster's is damaged: it is nested too deeply"

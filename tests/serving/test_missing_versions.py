@@ -24,6 +24,7 @@ from policy_server.serving import (
     PolicySlot,
 )
 from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.serving.deployment_store import one_basis
 from policy_server.settings import Settings
 from tests.support.fakes import integer_backend, opened
 from tests.support.waiting import until
@@ -31,6 +32,7 @@ from tests.support.waiting import until
 SCHEMA = parse_schema("observations: {cat: {type: int}, mouse: {type: float}}")
 BASE = "base.zip"
 ADDRESS = "s3://policies/base.zip"
+OWN_FILE = "saved_model.zip"
 
 
 class CountedFile(DeploymentFile):
@@ -53,11 +55,12 @@ class Process:
         # Addresses that don't answer, and how often such a load was broken off.
         self.silent: set[str] = set()
         self.broken_off = 0
-        # A policy that schema.yaml has at an address is named after its files.
-        name, model = ("", ADDRESS) if ADDRESS in there else ("v1", BASE)
+        # A policy that schema.yaml has without versions is named after its files.
+        own = [model for model in (ADDRESS, OWN_FILE) if model in there]
+        name, model = ("", own[0]) if own else ("v1", BASE)
         planned = [PlannedVersion(name, self.opener(DeployedVersion(name, model)), model)]
         self.slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
-        self.store = CountedFile(home, {"door": "today"})
+        self.store = CountedFile(home, one_basis({"door": "today"}))
         self.deployer = Deployer(self.slot, self.opener, self.store, period_s=0.01)
 
     def opener(self, version: DeployedVersion) -> PolicyOpener:
@@ -112,7 +115,7 @@ async def running(
 
 def kept(home: Path) -> Deployment:
     """Return the deployment that the processes share."""
-    found = DeploymentFile(home, {"door": "today"}).read("door")
+    found = DeploymentFile(home, one_basis({"door": "today"})).read("door")
     assert found is not None
     return found
 
@@ -168,7 +171,7 @@ async def test_why_deployments_are_not_followed_is_logged_once(
         await until(lambda: process.store.looks > looks + 5)
         once = told()
         (tmp_path / "versions.json").unlink()
-        DeploymentFile(tmp_path, {"door": "today"}).write("door", deployed)
+        DeploymentFile(tmp_path, one_basis({"door": "today"})).write("door", deployed)
         looks = process.store.looks
         await until(lambda: process.store.looks > looks + 5)
         fail_the_disk(tmp_path)
@@ -319,6 +322,34 @@ async def test_start_serves_no_other_files_under_a_versions_name(
     assert [vars(record)["reason"] for record in logged] == [reason]
 
 
+async def test_version_that_was_rolled_back_does_not_stand_in_for_own_files_that_were_replaced(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, {OWN_FILE: "base", "a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
+        await first.deployer.roll_back()
+    there = {OWN_FILE: "renewed", "a": "second"}
+    async with running(tmp_path, there, is_following=False) as second:
+        assert second.shares == {"renewed": 100.0}
+
+
+async def test_policys_own_other_files_win_under_a_version_of_schema_yaml(tmp_path: Path) -> None:
+    async with running(tmp_path, {BASE: "base", "a": "second"}) as first:
+        await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
+        await first.deployer.roll_back()
+    there = {BASE: "renewed", "b": "third"}
+    async with running(tmp_path, there, has_base=False, is_following=False) as second:
+        begun = second.slot.choose().digest
+        await second.deployer.deploy(DeployedVersion("v3", "b", 10.0))
+
+        assert begun == "renewed"
+        assert second.shares == {"v1": 90.0, "v3": 10.0}
+    assert {(version.name, version.digest) for version in kept(tmp_path)} == {
+        ("v1", "renewed"),
+        ("v3", "third"),
+    }
+
+
 async def test_other_files_at_the_policys_own_address_leave_the_deployed_version(
     tmp_path: Path,
 ) -> None:
@@ -329,13 +360,14 @@ async def test_other_files_at_the_policys_own_address_leave_the_deployed_version
         assert set(second.slot.failures) == {"base"}
 
 
+@pytest.mark.parametrize("own", [ADDRESS, OWN_FILE], ids=["address", "file"])
 async def test_policys_own_other_files_win_where_nothing_deployed_can_be_served(
-    tmp_path: Path,
+    tmp_path: Path, own: str
 ) -> None:
-    async with running(tmp_path, {ADDRESS: "base", "a": "second"}) as first:
+    async with running(tmp_path, {own: "base", "a": "second"}) as first:
         await first.deployer.deploy(DeployedVersion("v2", "a", 100.0))
         await first.deployer.roll_back()
-    there = {ADDRESS: "renewed", "b": "third"}
+    there = {own: "renewed", "b": "third"}
     async with running(tmp_path, there, is_following=False) as second:
         begun, taken = second.shares, second.deployer.names
         await second.deployer.deploy(DeployedVersion("v3", "b", 10.0))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
-from policy_server.errors import DeploymentError, ModelError
+from policy_server.errors import DeploymentChangedError, DeploymentError, ModelError
 from policy_server.metrics import Metrics
 from policy_server.schema import parse_schema
 from policy_server.serving import (
@@ -23,6 +23,7 @@ from policy_server.serving import (
     PolicySlot,
 )
 from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.serving.deployment_store import Bases, one_basis
 from policy_server.serving.shared_deployments import SharedDeployments
 from policy_server.settings import Settings
 from tests.support.fakes import integer_backend, opened
@@ -73,7 +74,7 @@ class Records:
 
 def test_kept_versions_are_those_of_the_copy_and_nobody_knows_them_without(tmp_path: Path) -> None:
     """Where the copy can't be read, no files may go."""
-    bases = {"door": "today"}
+    bases = one_basis({"door": "today"})
     records = Records()
     first = SharedDeployments(records, DeploymentFile(tmp_path, bases), bases, lambda *_: {})
     first.write("door", Deployment((V1,), "v1", serial=1))
@@ -87,13 +88,70 @@ def test_kept_versions_are_those_of_the_copy_and_nobody_knows_them_without(tmp_p
         second.named("door")
 
 
+def test_change_after_files_were_replaced_is_there_at_the_next_start_over_them(
+    tmp_path: Path,
+) -> None:
+    found, records = ["old"], Records()
+    (tmp_path / "upload").mkdir()
+    (tmp_path / "upload" / "policy").write_text("second")
+    (tmp_path / "fetched").mkdir()
+
+    def store(bases: Bases, home: Path = tmp_path) -> SharedDeployments:
+        file = DeploymentFile(home, bases)
+        return SharedDeployments(records, file, bases, lambda *_: {"upload": tmp_path / "upload"})
+
+    def new_start(home: Path) -> SharedDeployments:
+        return store(one_basis({"door": "new"}), home)
+
+    first, later = store(lambda _policy: found), store(lambda _policy: found)
+    first.write("door", Deployment((V1,), "v1", serial=1))
+    found.append("new")
+
+    before = [first.read("door"), later.read("door")]
+    is_fetched = later.fetch("door", "upload", tmp_path / "fetched")
+    at_next_start = new_start(tmp_path).read("door")
+    changed = Deployment((V1,), "v1", serial=2)
+    first.write("door", changed)
+    with pytest.raises(DeploymentChangedError):
+        later.write("door", changed)
+
+    assert before == [Deployment((V1,), "v1", serial=1)] * 2
+    assert is_fetched
+    assert at_next_start is None
+    assert first.read("door") == later.read("door") == changed
+    assert new_start(tmp_path / "elsewhere").read("door") == changed
+    records.lose()
+    assert new_start(tmp_path).read("door") == changed
+
+
+def test_copy_of_what_others_decide_over_the_old_files_is_none_over_the_new_ones(
+    tmp_path: Path,
+) -> None:
+    records, old, new = Records(), one_basis({"door": "old"}), one_basis({"door": "new"})
+    other_file = DeploymentFile(tmp_path / "other", old)
+    other = SharedDeployments(records, other_file, old, lambda *_: {})
+
+    def both(_policy: str) -> Sequence[str]:
+        return ("old", "new")
+
+    here = SharedDeployments(records, DeploymentFile(tmp_path, both), both, lambda *_: {})
+    (tmp_path / "other").mkdir()
+    other.write("door", Deployment((V1,), "v1", serial=1))
+
+    followed = here.read("door")
+
+    assert followed == Deployment((V1,), "v1", serial=1)
+    assert DeploymentFile(tmp_path, old).read("door") == followed
+    assert DeploymentFile(tmp_path, new).read("door") is None
+
+
 class Server:
     """A server with a folder of its own; its policies are named after their files' contents."""
 
     def __init__(self, home: Path, records: Records, *, basis: str = "today") -> None:
         home.mkdir(exist_ok=True)
         self.home = home
-        bases = {"door": basis}
+        bases = one_basis({"door": basis})
         store = SharedDeployments(records, DeploymentFile(home, bases), bases, self.uploads)
         planned = [PlannedVersion("v1", self.opener(V1), V1.model)]
         self.slot = PolicySlot("door", SCHEMA, planned, settings=Settings(), metrics=Metrics())
@@ -334,8 +392,7 @@ async def test_copy_of_a_folder_is_used_where_the_cluster_is_new(
 
 async def test_damaged_record_is_replaced(tmp_path: Path, records: Records) -> None:
     first = await Server(tmp_path / "a", records).start()
-    [key] = [first.store._key("door")]  # noqa: SLF001 -- what no server of this release writes
-    records.texts[key] = '{"versions": 1}'
+    records.texts["deployment/door/today"] = '{"versions": 1}'
 
     await first.deployer.deploy(first.upload("v2", "two", "second"))
 

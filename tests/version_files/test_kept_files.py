@@ -19,6 +19,7 @@ from policy_server.formats.unpacking import unpack_model
 from policy_server.schema import PolicySection, read_schema_file
 from policy_server.serving import DeployedVersion, Deployment
 from policy_server.serving.deployment_file import DeploymentFile
+from policy_server.serving.deployment_store import one_basis
 from policy_server.settings import Settings
 from policy_server.version_files import VersionFiles
 from policy_server.version_files.basis import basis_of
@@ -271,7 +272,7 @@ def test_start_that_cannot_use_its_deployment_keeps_the_uploads(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     version = uploaded(files, "v2")
-    basis = {"default": "today"}
+    basis = one_basis({"default": "today"})
     DeploymentFile(tmp_path, basis).write("default", Deployment((version,), "v2", serial=1))
     happen(tmp_path / "versions.json")
     store = DeploymentFile(tmp_path, basis)
@@ -288,7 +289,7 @@ def test_start_whose_disk_does_not_give_its_deployment_serves_no_other_one(
     files: VersionFiles, tmp_path: Path
 ) -> None:
     version = uploaded(files, "v2")
-    basis = {"default": "today"}
+    basis = one_basis({"default": "today"})
     kept = tmp_path / "versions.json"
     DeploymentFile(tmp_path, basis).write("default", Deployment((version,), "v2", serial=1))
     content = kept.read_bytes()
@@ -349,7 +350,7 @@ def test_deployment_over_a_damaged_one_keeps_the_uploads_that_it_may_have_named(
     files: VersionFiles, section: PolicySection, tmp_path: Path, happen: Callable[[Path], None]
 ) -> None:
     old, new = uploaded(files, "v2"), uploaded(files, "v3")
-    basis = {"default": "today"}
+    basis = one_basis({"default": "today"})
     kept = tmp_path / "versions.json"
     DeploymentFile(tmp_path, basis).write("default", Deployment((old,), "v2", serial=1))
     happen(kept)
