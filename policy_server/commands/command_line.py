@@ -27,6 +27,7 @@ from policy_server.commands.help_text import command_help, overview, usage
 from policy_server.commands.standard_streams import (
     drop_output,
     flush_output,
+    log_in_one_line,
     write_output,
 )
 from policy_server.commands.usage import explain, named_method, spelled_out, unknown_command
@@ -103,6 +104,7 @@ def run(commands: type, arguments: Sequence[str], *, program: str) -> int:
         which is explained there; 128 and the number of the signal that ended the command.
     """
     open_closed_streams()
+    log_in_one_line()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     methods = dict(inspect.getmembers(commands, inspect.isfunction))

@@ -1,7 +1,8 @@
-"""Standard output where it is closed, full, or nobody reads it."""
+"""Standard output where it is closed, full, or nobody reads it, and what is logged to the other."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,32 @@ from contextlib import contextmanager
 
 from policy_server.errors import PolicyServerError
 
-__all__ = ["drop_output", "flush_output", "write_output"]
+__all__ = ["drop_output", "flush_output", "log_in_one_line", "write_output"]
+
+
+class _OneLine(logging.Formatter):
+    """Shows a record as one line, with its error in words in the place of a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line.
+
+        Args:
+            record: what was logged.
+        """
+        words = record.getMessage()
+        if record.exc_info and (error := record.exc_info[1]) is not None:
+            words = f"{words}: {type(error).__name__}: {error}"
+        return " ".join(words.split())
+
+
+def log_in_one_line() -> None:
+    """Have warnings and errors that a command's libraries log come as one line each.
+
+    asyncio logs one where a read of a pipe gets no memory, and reads again. In Python's development
+    mode tracebacks are shown.
+    """
+    if logging.lastResort is not None and not sys.flags.dev_mode:
+        logging.lastResort.setFormatter(_OneLine())
 
 
 def write_output(text: str) -> None:

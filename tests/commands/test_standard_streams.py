@@ -94,3 +94,36 @@ def test_interrupt_while_modules_are_imported_ends_with_130_and_no_words(start: 
 
 def test_version_is_one_line_of_the_program() -> None:
     assert shell("$P --version").stdout == f"Policy Server {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "is_one_line"), [("", True), ("-X dev", False)], ids=["usual", "dev"]
+)
+def test_error_that_a_library_logs_is_one_line(options: str, *, is_one_line: bool) -> None:
+    program = """
+import asyncio
+import sys
+from policy_server.commands.command_line import run
+
+class Commands:
+    @staticmethod
+    def ends() -> None: ...
+
+def fails():
+    raise MemoryError
+
+async def main():
+    asyncio.get_running_loop().call_soon(fails)
+    await asyncio.sleep(0)
+
+run(Commands, ["--version"], program="p")
+asyncio.run(main())
+"""
+    ended = shell(
+        f"cd {shlex.quote(str(ROOT))}; {sys.executable} {options} -c {shlex.quote(program)}"
+    )
+
+    assert ended.returncode == 0
+    assert ended.stderr.startswith("Exception in callback fails()")
+    assert ended.stderr.count("MemoryError") == 1
+    assert (len(ended.stderr.splitlines()) == 1) == is_one_line
