@@ -139,7 +139,9 @@ class Policies:
             await stack.enter_async_context(self._sessions.running())
             found = await asyncio.to_thread(self._files.basis, self._file)
             bases = await asyncio.to_thread(self._share_bases, found)
-            changed = {name for name in found if len(await asyncio.to_thread(bases, name)) > 1}
+            changed = await asyncio.to_thread(
+                lambda: {name for name in found if len(bases(name)) > 1}
+            )
             store = self._store_of(bases, await backends.shared_records())
             self._deployers = deployers = [
                 self._deployer(slot, store, has_other_files=slot.name in changed)

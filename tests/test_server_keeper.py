@@ -61,6 +61,13 @@ def close_page(keeper: subprocess.Popen[bytes]) -> None:
         keeper.stdin.close()
 
 
+def assert_ends_with_the_page(keeper: subprocess.Popen[bytes], folder: Path) -> None:
+    """Close the page: the keeper ends well, and its folder goes."""
+    close_page(keeper)
+    assert keeper.wait(60) == 0
+    assert not folder.exists()
+
+
 def serve(keeper: subprocess.Popen[bytes], *program: str) -> None:
     tell_to_serve(keeper, [sys.executable, "-c", *program], dict(os.environ))
 
@@ -89,9 +96,7 @@ def test_signal_to_the_keeper_stops_the_server(
     assert not is_running(server)
     # The page shows the end of the log.
     assert "up" in log_of(folder)
-    close_page(keeper)
-    assert keeper.wait(60) == 0
-    assert not folder.exists()
+    assert_ends_with_the_page(keeper, folder)
 
 
 @pytest.mark.parametrize("number", STOPPING)
@@ -102,9 +107,7 @@ def test_signal_that_comes_before_the_server_is_started_stops_it_too(
     serve(keeper, SERVER)
 
     assert status_of(folder) == str(-signal.SIGTERM)
-    close_page(keeper)
-    assert keeper.wait(60) == 0
-    assert not folder.exists()
+    assert_ends_with_the_page(keeper, folder)
 
 
 @pytest.mark.parametrize("number", STOPPING)
@@ -133,9 +136,7 @@ def test_further_signals_and_the_end_of_the_page_let_the_server_end_in_its_time(
     (tmp_path / "answered").touch()
 
     assert status_of(folder) == "7"
-    close_page(keeper)
-    assert keeper.wait(60) == 0
-    assert not folder.exists()
+    assert_ends_with_the_page(keeper, folder)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is tied")
